@@ -1,0 +1,32 @@
+# Each target is the only command that a new machine needs: it makes .venv from the constraints first.
+PYTHON ?= python3
+PY := .venv/bin/python
+STAMP := .venv/.installed
+# One thread a process: the tests and the demo run processes side by side.
+export OMP_NUM_THREADS := 1
+export HF_HUB_OFFLINE := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: demo test lint clean
+
+demo: $(STAMP)
+	$(PY) -m experiments demo
+
+test: lint
+	$(PY) -m pytest -q -n 2 --dist worksteal
+
+lint: $(STAMP)
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m basedpyright
+	.venv/bin/lint-imports
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(PY) || $(PYTHON) -m venv .venv
+	$(PY) -m pip install -q -c constraints.txt "pip>=25.1"
+	$(PY) -m pip install -q -c constraints.txt torch
+	$(PY) -m pip install -q -c constraints.txt -e . --group dev
+	touch $(STAMP)
+
+clean:
+	rm -rf .venv results dist

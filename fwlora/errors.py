@@ -1,0 +1,78 @@
+"""What can go wrong, by name.
+
+Every message names the argument as the user typed it, the rule, the value and the way out.
+"""
+
+from __future__ import annotations
+
+
+class FwloraError(Exception):
+    """Root of every error that fwlora raises on its own account."""
+
+
+class ArgumentError(FwloraError, ValueError):
+    """An argument breaks a rule; nothing was changed."""
+
+
+class UnsupportedModelError(FwloraError, ValueError):
+    """The model holds something that a chain cannot serve; the model is as it was."""
+
+
+class OwnershipError(FwloraError, RuntimeError):
+    """The LoRA layers of this model belong to another chain."""
+
+
+class DisconnectedParametersError(FwloraError, RuntimeError):
+    """The optimizer's parameters are no longer the model's own."""
+
+
+class NoGradientError(FwloraError, RuntimeError):
+    """A first step at which no factor has a gradient: the model would never train."""
+
+
+class NonFiniteFactorsError(FwloraError, RuntimeError):
+    """A knot was asked for while a factor holds inf or nan; nothing was changed."""
+
+
+class RankDisagreementError(FwloraError, RuntimeError):
+    """Data-parallel ranks hold different factors after a knot."""
+
+
+class KnotError(FwloraError, RuntimeError):
+    """A knot did not leave what it promises; a bug of ours or of the inner optimizer."""
+
+
+class StateError(FwloraError, RuntimeError):
+    """A state document that does not belong to this optimizer or to these weights; nothing was changed."""
+
+
+class ChainFileError(FwloraError, OSError):
+    """A link's file is missing or is not the file that the state was saved with."""
+
+
+class FinishedError(FwloraError, RuntimeError):
+    """The chain was folded into the model by `merge_and_unload()`; there is nothing left to train."""
+
+
+class FwloraWarning(UserWarning):
+    """Root of every warning that fwlora gives."""
+
+
+class ShortLinkWarning(FwloraWarning):
+    """A link has fewer optimizer steps than a chain was measured to need."""
+
+
+class SkippedLayersWarning(FwloraWarning):
+    """Layers that `target_modules=None` leaves alone."""
+
+
+class RefusedKnotWarning(FwloraWarning):
+    """A scheduled knot was refused and waits for the next due step."""
+
+
+class CloseReplayWarning(FwloraWarning):
+    """Replayed weights differ from the saved ones by rounding only."""
+
+
+class SaveModelWarning(FwloraWarning):
+    """`save_model()` will not write what the user expects."""

@@ -1,0 +1,230 @@
+"""The torch.optim contract, kept by delegation to an inner optimizer.
+
+`param_groups` and `state` are properties that read the inner optimizer's at every use. Sharing them as attributes would be
+cut off by the first `load_state_dict` (accelerate does one at `prepare`), and then a scheduler would drive nothing, in silence.
+The inner optimizer's per-parameter state is its own: nothing of ours is ever written there.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from fwlora.errors import ArgumentError
+
+# Optimizers for which zeroing every state tensor in place is the same as never having stepped, bit for bit. For the others
+# (NAdam's mu_product starts at 1, Rprop's step size at lr, ...) the state is dropped and they build it anew.
+_ZEROED_IS_FRESH: tuple[type[Optimizer], ...] = (
+    torch.optim.Adam,
+    torch.optim.AdamW,
+    torch.optim.Adamax,
+    torch.optim.RMSprop,
+    torch.optim.RAdam,
+    torch.optim.Adadelta,
+    torch.optim.Adafactor,
+    torch.optim.Muon,
+)
+# Attributes that others hang on the instance (schedulers and accelerate patch `step`) or that hold unpicklable callbacks.
+_TRANSIENT = frozenset({
+    "step", "_opt_called", "_knot_hooks",
+    "_optimizer_step_pre_hooks", "_optimizer_step_post_hooks",
+    "_optimizer_state_dict_pre_hooks", "_optimizer_state_dict_post_hooks",
+    "_optimizer_load_state_dict_pre_hooks", "_optimizer_load_state_dict_post_hooks",
+})  # fmt: skip
+
+
+class DelegatingOptimizer(Optimizer):
+    """An optimizer whose groups and state are another's.
+
+    Args:
+        inner: the optimizer that takes the steps.
+    """
+
+    def __init__(self, inner: Optimizer) -> None:
+        self._built = False
+        self.inner = inner
+        # Sets up hooks and profiling; what it assigns to groups and state is ignored until `_built`.
+        super().__init__(inner.param_groups, inner.defaults)
+        self._built = True
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The inner optimizer's groups."""
+        return self.inner.param_groups
+
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        if self._built:
+            self.inner.param_groups = groups
+
+    @property
+    def state(self) -> dict[Tensor, Any]:
+        """The inner optimizer's state, keyed by Parameter."""
+        return self.inner.state
+
+    @state.setter
+    def state(self, state: Any) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        if self._built:
+            self.inner.state = state
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Hand a new group to the inner optimizer."""
+        if self._built:
+            self.inner.add_param_group(param_group)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Reset the gradients of all parameters, as torch.optim does."""
+        self.inner.zero_grad(set_to_none)
+
+    def parameters(self) -> list[Tensor]:
+        """Every parameter that is stepped, for `clip_grad_norm_`."""
+        return [parameter for group in self.param_groups for parameter in group["params"]]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state document, the hooks of torch.optim around it."""
+        for hook in self._optimizer_state_dict_pre_hooks.values():
+            hook(self)
+        document = self.state_document()
+        for hook in self._optimizer_state_dict_post_hooks.values():
+            document = hook(self, document) or document
+        return document
+
+    # torch's distributed checkpoint passes the argument by this name.
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore a state document, the hooks of torch.optim around it."""
+        for hook in self._optimizer_load_state_dict_pre_hooks.values():
+            state_dict = hook(self, state_dict) or state_dict
+        self.load_document(state_dict)
+        for hook in self._optimizer_load_state_dict_post_hooks.values():
+            hook(self)
+
+    def state_document(self) -> dict[str, Any]:
+        """``state`` and ``param_groups``."""
+        return self.inner.state_dict()
+
+    def load_document(self, document: dict[str, Any]) -> None:
+        """Restore ``state`` and ``param_groups``."""
+        self.inner.load_state_dict({name: document[name] for name in ("state", "param_groups")})
+
+    def forget(self, parameters: Iterable[Tensor]) -> None:
+        """Make the inner optimizer treat these parameters as never stepped: moments, and Adam's `step` with them."""
+        in_place = type(self.inner) in _ZEROED_IS_FRESH or (
+            type(self.inner) is torch.optim.SGD and all(group["dampening"] == 0 for group in self.param_groups)
+        )
+        for parameter in parameters:
+            if not in_place:
+                self.state.pop(parameter, None)
+                continue
+            for value in self.state.get(parameter, {}).values():
+                if isinstance(value, Tensor):
+                    value.zero_()
+
+    def remembers(self, parameters: Iterable[Tensor]) -> bool:
+        """Whether a non-zero state tensor is left for any of these parameters."""
+        return any(
+            bool(value.any())
+            for parameter in parameters
+            for value in self.state.get(parameter, {}).values()
+            if isinstance(value, Tensor)
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in _TRANSIENT}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+
+
+def groups_by_role(
+    factors: Iterable[list[nn.Parameter]], trained: list[nn.Parameter], lr: float, lr_ratio: float
+) -> list[dict[str, Any]]:
+    """Parameter groups for A, for B with its bias, and for modules trained in full; empty ones are left out.
+
+    Args:
+        factors: [A, B] or [A, B, bias] of each site.
+        trained: parameters trained in full.
+        lr: rate of A and of trained modules.
+        lr_ratio: B's rate over A's (LoRA+).
+
+    Returns:
+        The groups, each with its ``role``.
+
+    Raises:
+        ArgumentError: for a ratio that is not positive.
+    """
+    if not lr_ratio > 0:
+        raise ArgumentError(f"`lr_ratio={lr_ratio!r}` is B's learning rate over A's; give a positive number.")
+    factors = list(factors)
+    roles = {
+        "A": ([site[0] for site in factors], lr),
+        "B": ([p for site in factors for p in site[1:]], lr * lr_ratio),
+        "trained": (trained, lr),
+    }
+    return [
+        {"params": chosen, "lr": rate, "role": role}
+        for role, (parameters, rate) in roles.items()
+        if (chosen := [p for p in parameters if p.requires_grad])
+    ]
+
+
+def build_inner(
+    factory: Callable[..., Optimizer], groups: list[dict[str, Any]], options: dict[str, Any], outer_names: Iterable[str]
+) -> Optimizer:
+    """Make the inner optimizer, with a helpful error for an option that nobody knows.
+
+    Args:
+        factory: an optimizer class, or a callable that takes groups and keyword options.
+        groups: the parameter groups.
+        options: keyword options for `factory`.
+        outer_names: the outer optimizer's own keyword names, for "did you mean".
+
+    Returns:
+        The optimizer.
+
+    Raises:
+        ArgumentError: for an unknown option, a closure-only optimizer, or values that the inner optimizer refuses.
+    """
+    name = getattr(factory, "__name__", repr(factory))
+    if isinstance(factory, type) and issubclass(factory, torch.optim.LBFGS):
+        raise ArgumentError(
+            "`inner=LBFGS` evaluates a closure several times a step, and a chain counts one evaluation a step; use AdamW."
+        )
+    accepted = inspect.signature(factory).parameters
+    if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in accepted.values()):
+        for option in options:
+            if option not in accepted:
+                guess = difflib.get_close_matches(option, [*outer_names, *accepted], n=1)
+                raise ArgumentError(
+                    f"`{option}=` is an option neither of ChainLoRAOptimizer nor of its inner {name}"
+                    + (f"; did you mean `{guess[0]}=`?" if guess else ".")
+                )
+    try:
+        return factory(groups, **options)
+    except (ValueError, TypeError) as error:
+        raise ArgumentError(f"`inner={name}` refused its options {sorted(options)}: {error}") from error
+
+
+def check_muon(inner: object, sites: Iterable[tuple[str, bool, list[nn.Parameter]]]) -> None:
+    """Muon orthogonalises matrices; refuse it where a site is no Linear.
+
+    Args:
+        inner: the factory.
+        sites: (name, whether it is linear, parameters) of each site.
+
+    Raises:
+        ArgumentError: naming the first site that is not served.
+    """
+    if inner is not torch.optim.Muon:
+        return
+    for name, is_linear, parameters in sites:
+        if not is_linear or any(p.ndim != 2 for p in parameters):
+            raise ArgumentError(
+                f"`inner=Muon` orthogonalises the updates of matrices, and the site {name!r} is not a plain Linear. Leave it "
+                "out of `target_modules=` (and `lora_bias=` off), or use AdamW."
+            )

@@ -1,0 +1,118 @@
+"""`ChainCallback`: a chain in a `transformers.Trainer` (and in TRL's, which are Trainers)."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from fwlora.errors import ArgumentError, SaveModelWarning
+from fwlora.optimizer import ChainLoRAOptimizer, unwrap
+
+logger = logging.getLogger(__name__)
+FOLDER = "chain_adapter"
+
+
+class ChainCallback(TrainerCallback):
+    """Tells the chain the run's length, logs its knots and writes the whole chain as one adapter at the end.
+
+    Trainer's own checkpoints hold the chain, for it is in the optimizer's state; `resume_from_checkpoint` and
+    `load_best_model_at_end` need nothing else. The link factor goes into `state.log_history`, and a line for each knot.
+
+    Args:
+        folder: where the adapter goes, ``<output_dir>/chain_adapter`` where None. Not inside a checkpoint folder: Trainer
+            would load it as a second adapter on resume.
+
+    Example:
+        >>> # trainer = Trainer(model, args, train_dataset=data, optimizers=(optimizer, None), callbacks=[ChainCallback()])
+        >>> ChainCallback("out/adapter").folder
+        PosixPath('out/adapter')
+    """
+
+    def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:
+        self.folder = None if folder is None else Path(folder)
+        if self.folder is not None and any(part.startswith("checkpoint-") for part in self.folder.parts):
+            raise ArgumentError(
+                f"`ChainCallback(folder={str(folder)!r})` lies inside a checkpoint folder, whose sub-folders Trainer loads as "
+                "adapters on resume; choose a place beside it."
+            )
+        self._seen = 0
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Bind the number of steps."""
+        chain = unwrap(kwargs["optimizer"])
+        chain.total_steps = state.max_steps
+        self._seen = len(chain.ledger)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Log the knots that were tied."""
+        chain = unwrap(kwargs["optimizer"])
+        for record in chain.ledger[self._seen :]:
+            norm = sum(value**2 for value in record.link_norms.values()) ** 0.5
+            logger.info("%s at step %d", record.refused or f"knot {record.knot + 1}, link norm {norm:.3g}", record.step)
+            state.log_history.append({
+                "step": state.global_step,
+                "chain_knot": record.knot + 1,
+                "chain_link_norm": norm,
+            })
+        self._seen = len(chain.ledger)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Add the link factor and the number of knots to what is logged."""
+        if kwargs.get("optimizer") is None or logs is None or "loss" not in logs:
+            return
+        chain = unwrap(kwargs["optimizer"])
+        extra = {"link_factor": chain.link_factor, "knots": len(chain.chain)}
+        logs.update(extra)
+        if state.log_history:
+            state.log_history[-1].update(extra)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Follow Trainer to the best checkpoint, export the chain, and say what `save_model()` would not write."""
+        chain = unwrap(kwargs["optimizer"])
+        if args.load_best_model_at_end and state.best_model_checkpoint:
+            _follow(chain, Path(state.best_model_checkpoint))
+        folder = self.folder or Path(args.output_dir or ".") / FOLDER
+        if state.is_world_process_zero:
+            logger.info("%s", chain.export_adapter(folder))
+            (folder / "ledger.jsonl").write_text(chain.ledger.to_jsonl())
+        what = (
+            "base-layer weights that `from_pretrained` re-initialises in silence"
+            if isinstance(_inside(kwargs["model"]), PreTrainedModel)
+            else "only the live link, which is wrong on the original base"
+        )
+        warnings.warn(
+            f"`trainer.save_model()` would write {what}. The whole chain lies in {folder}, an adapter for the original base; "
+            "`optimizer.merge_and_unload()` gives the plain model.",
+            SaveModelWarning,
+            stacklevel=2,
+        )
+
+
+def _follow(chain: ChainLoRAOptimizer, checkpoint: Path) -> None:
+    """Trainer has loaded the best model's weights; bring the chain to the same point, replaying where they are the base's."""
+    file = checkpoint / "optimizer.pt"
+    if not file.is_file():
+        raise ArgumentError(
+            f"`load_best_model_at_end=True` needs the best checkpoint's optimizer.pt, and {checkpoint} has none; leave "
+            "`save_only_model` off."
+        )
+    chain.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+
+
+def _inside(model: Any) -> Any:
+    while hasattr(model, "module") or hasattr(model, "_orig_mod"):
+        model = getattr(model, "module", None) or model._orig_mod
+    return model

@@ -1,0 +1,165 @@
+"""The knot as a resumable transaction over sites.
+
+Site by site, as one unit: allocate, retire, merge, reset, forget. Between any two sites the model computes the right
+function; a knot that an exception cut off is gone on with, never begun anew, for each site's factors are retired once.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType
+
+import torch
+from torch import Tensor
+
+from fwlora import distributed, linalg
+from fwlora.errors import KnotError, RankDisagreementError
+from fwlora.inner import DelegatingOptimizer
+from fwlora.layers.rounding import RowMerge
+from fwlora.layers.sites import Site
+from fwlora.linalg import Factors
+from fwlora.record.chain import Link
+from fwlora.record.fingerprint import fingerprint
+from fwlora.record.ledger import KnotRecord
+
+
+class Knot:
+    """One knot, from the first site to the record.
+
+    Args:
+        index: knots tied before, which is the index of the link that is retired.
+        step: optimizer steps taken.
+        link_steps: steps of the link that is retired.
+        scale: the link's coefficient, by the merge rule.
+    """
+
+    def __init__(self, index: int, step: int, link_steps: int, scale: float = 1.0) -> None:
+        self.index, self.step, self.link_steps, self.scale = index, step, link_steps, scale
+        self._began = time.perf_counter()
+        self._retired: dict[str, Factors] = {}
+        self._merging: dict[str, list[RowMerge]] = {}
+        self._gains: dict[str, float | None] = {}
+        self._relative: dict[str, float] = {}
+
+    def tie(self, site: Site, draw: Callable[[Site], Tensor], residuals: dict[str, Tensor], inner: DelegatingOptimizer) -> None:
+        """Tie the knot at one site; a site that was tied is left alone.
+
+        Args:
+            site: where.
+            draw: gives the next link's drawn factor.
+            residuals: rounding errors by merged parameter.
+            inner: whose moments are forgotten.
+        """
+        if site.name in self._relative:
+            return
+        with sigint_waits():
+            # All that can fail comes first: the user's rule, and every allocation.
+            fresh = draw(site).to(site.drawn)
+            if site.name not in self._merging:
+                live = site.live()
+                retired = Factors(
+                    _host_copy(live.A),
+                    _host_copy(live.B),
+                    live.scale * self.scale,
+                    None if live.bias is None else _host_copy(live.bias),
+                )
+                merges = site.merges(live._replace(scale=retired.scale), residuals)
+                self._retired[site.name] = retired
+                self._merging[site.name] = merges
+            for merge in self._merging[site.name]:
+                merge.run()
+            site.reset_(fresh)
+            inner.forget(site.parameters())
+            self._gains[site.name] = self._merging[site.name][0].gain
+            self._relative[site.name] = self._norm(site.name) / max(_norm(site.weight), torch.finfo(torch.float32).tiny)
+            del self._merging[site.name]
+
+    def link(self) -> Link:
+        """What was retired."""
+        return Link(self._retired)
+
+    def record(self) -> KnotRecord:
+        """The knot's line in the ledger."""
+        return KnotRecord(
+            knot=self.index,
+            step=self.step,
+            link_steps=self.link_steps,
+            ranks={name: factors.rank for name, factors in self._retired.items()},
+            link_norms={name: self._norm(name) for name in self._retired},
+            relative_updates=self._relative,
+            gains=self._gains,
+            seconds=time.perf_counter() - self._began,
+        )
+
+    def _norm(self, name: str) -> float:
+        factors = self._retired[name]
+        return abs(factors.scale) * linalg.product_norm(*factors.matrices())
+
+
+def verify(sites: Mapping[str, Site], inner: DelegatingOptimizer) -> None:
+    """What every knot must leave behind: one zero factor a site, no gradients, nothing remembered.
+
+    Args:
+        sites: all sites.
+        inner: the optimizer whose moments were to be forgotten.
+
+    Raises:
+        KnotError: naming the site that breaks it.
+    """
+    for name, site in sites.items():
+        if bool(site.zeroed.any()) or not bool(site.drawn.any()):
+            raise KnotError(f"After a knot exactly one factor of {name!r} must be zero; does the reset rule draw zeros?")
+        if inner.remembers(site.parameters()) or any(p.grad is not None for p in site.parameters()):
+            raise KnotError(f"After a knot the inner optimizer still remembers {name!r}.")
+
+
+def verify_agreement(sites: Mapping[str, Site]) -> None:
+    """Every rank must start the next link from the same factors.
+
+    Args:
+        sites: all sites.
+
+    Raises:
+        RankDisagreementError: when they differ.
+    """
+    if distributed.world_size() == 1:
+        return
+    mark = sum(fingerprint(site.drawn).exact for site in sites.values())
+    if not distributed.same((mark + 2**63) % 2**64 - 2**63):
+        raise RankDisagreementError(
+            "After a knot the ranks hold different factors. Give every rank the same `seed=` and the same sites, and tie "
+            "knots on all ranks or on none."
+        )
+
+
+def link_norm(sites: Mapping[str, Site]) -> float:
+    """Frobenius norm of the live link over all sites."""
+    return sum((s.scaling * linalg.product_norm(*s.live().matrices())) ** 2 for s in sites.values()) ** 0.5
+
+
+def _host_copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+def _norm(weight: Tensor) -> float:
+    return torch.linalg.vector_norm(weight.detach(), dtype=torch.promote_types(weight.dtype, torch.float32)).item()
+
+
+@contextmanager
+def sigint_waits() -> Iterator[None]:
+    """Hold Ctrl-C back until the end of a unit; only the main thread can, and not where C code set the handler."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is None:
+        yield
+        return
+    held: list[tuple[int, FrameType | None]] = []
+    handler = signal.signal(signal.SIGINT, lambda number, frame: held.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if held and callable(handler):
+            handler(*held[0])

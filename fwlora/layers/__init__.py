@@ -1,0 +1,1 @@
+"""The hands on the model; PEFT is spoken here and in `record.export`, nowhere else."""

@@ -1,0 +1,285 @@
+"""Making a model's layers the sites of a chain: injection through PEFT, adoption of what is there, and the way back."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import re
+import warnings
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from peft import LoraConfig, PeftModel
+from peft.functional import cast_adapter_dtype, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from peft.utils import ModulesToSaveWrapper
+from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as PEFT_TARGETS
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from fwlora.errors import ArgumentError, OwnershipError, SkippedLayersWarning, UnsupportedModelError
+from fwlora.layers import refusals
+from fwlora.layers.sites import Site
+
+ADAPTER = "default"
+_WRAPPERS = (DistributedDataParallel, DataParallel)
+# Which chain owns a layer; neither side is kept alive by it.
+_owners: weakref.WeakKeyDictionary[nn.Module, weakref.ref[object]] = weakref.WeakKeyDictionary()
+
+
+class Attachment(NamedTuple):
+    """What a chain holds on to of its model.
+
+    Attributes:
+        model: the base model inside every wrapper.
+        sites: its sites by name.
+        config: the configuration of the live adapter.
+        trained: parameters trained in full beside the factors, by name in the base model.
+        adopted: whether the LoRA layers were there before.
+    """
+
+    model: nn.Module
+    sites: dict[str, Site]
+    config: LoraConfig
+    trained: dict[str, nn.Parameter]
+    adopted: bool
+
+
+def attach(
+    model: nn.Module,
+    *,
+    rank: int | None,
+    alpha: float | None,
+    target_modules: str | Sequence[str] | None,
+    lora_config: LoraConfig | None,
+    lora_bias: bool,
+    train_modules: Sequence[str],
+) -> Attachment:
+    """Inject LoRA layers into a plain model, or adopt those that a model has; a refused model is left as it was."""
+    refusals.refuse_non_model(model)
+    base = unwrap_model(model)
+    layers = lora_layers(base)
+    if layers:
+        if (rank, alpha, target_modules, lora_config) != (None, None, None, None) or lora_bias:
+            raise ArgumentError(
+                "`rank=` (an int), `alpha=`, `target_modules=`, `lora_bias=` and `lora_config=` shape the layers that are "
+                "injected, and this model brings its own LoRA layers. Leave them out (a RankSchedule is fine)."
+            )
+        return _adopt(base, layers, train_modules)
+    if base is not model and not isinstance(model, PeftModel):
+        raise UnsupportedModelError(
+            f"`ChainLoRAOptimizer(model)` got a {type(model).__name__} without LoRA layers: factors injected after wrapping "
+            "are never reduced across ranks. Make the optimizer first, then wrap the model."
+        )
+    if isinstance(model, PeftModel):
+        raise UnsupportedModelError("`ChainLoRAOptimizer(model)` got a PeftModel that holds no LoRA layer; give a plain model.")
+    if lora_config is not None and (rank, alpha, target_modules) != (None, None, None):
+        raise ArgumentError(
+            "`lora_config=` says the rank, alpha and target modules; leave out `rank=`, `alpha=` and `target_modules=`."
+        )
+    if lora_config is None:
+        rank = 8 if rank is None else rank
+        lora_config = LoraConfig(
+            r=rank,
+            # PEFT types an int and takes any number.
+            lora_alpha=2 * rank if alpha is None else alpha,  # type: ignore[arg-type]
+            target_modules=default_targets(base) if target_modules is None else target_modules,  # type: ignore[arg-type]
+            lora_bias=lora_bias,
+        )
+    elif lora_bias and not lora_config.lora_bias:
+        raise ArgumentError("`lora_bias=True` contradicts `lora_config=` with lora_bias=False; set it in the config.")
+    refusals.refuse_config(lora_config, "lora_config=")
+    return _inject(base, lora_config, train_modules)
+
+
+def unwrap_model(model: nn.Module) -> nn.Module:
+    """The base model inside DDP, torch.compile and PeftModel."""
+    while True:
+        if isinstance(model, _WRAPPERS):
+            model = model.module
+        elif isinstance(model, PeftModel):
+            model = model.get_base_model()
+        elif hasattr(model, "_orig_mod"):
+            model = model._orig_mod  # type: ignore[assignment]
+        elif type(model).__name__ == "FullyShardedDataParallel":
+            raise UnsupportedModelError("`ChainLoRAOptimizer(model)` does not serve FSDP-wrapped models; use DDP.")
+        else:
+            return model
+
+
+def lora_layers(model: nn.Module) -> dict[str, LoraLayer]:
+    """The model's LoRA layers by their names in the base model."""
+    return {name.replace("_orig_mod.", ""): module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+
+
+def default_targets(model: nn.Module) -> str | list[str]:
+    """PEFT's own choice for the architecture, else every Linear and Conv but tied, grouped and output-head layers."""
+    known = PEFT_TARGETS.get(getattr(getattr(model, "config", None), "model_type", ""))
+    if known:
+        return known
+    shared = {name for names in refusals.shared_names(model).values() for name in names}
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
+    chosen, skipped = [], []
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) and type(module).__name__ != "Conv1D":
+            continue
+        reason = (
+            "tied"
+            if name in shared
+            else "output head"
+            if module is head
+            else "grouped"
+            if getattr(module, "groups", 1) != 1
+            else None
+        )
+        skipped.append(f"{name} ({reason})") if reason else chosen.append(name)
+    if not chosen:
+        raise UnsupportedModelError(
+            "`target_modules=None` looks for Linear and Conv layers and this model has none that can be adapted; name the "
+            "modules in `target_modules=`."
+        )
+    if skipped:
+        warnings.warn(
+            f"`target_modules=None` leaves these layers frozen: {', '.join(skipped)}. Name layers in `target_modules=` to "
+            "choose yourself.",
+            SkippedLayersWarning,
+            stacklevel=5,
+        )
+    # A list would also match every longer name with that ending.
+    return "|".join(re.escape(name) for name in chosen)
+
+
+def _inject(base: nn.Module, config: LoraConfig, train_modules: Sequence[str]) -> Attachment:
+    # PEFT writes its choices into the config, and draws from the global stream: the user's config and numbers stay his.
+    config = copy.deepcopy(config)
+    try:
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            # Each layer's orientation PEFT finds out by itself; of the others `refusals` makes errors.
+            for message in ("fan_in_fan_out is set to", "`lora_bias=True` was passed", "LoRA adapter added to ConvNd"):
+                warnings.filterwarnings("ignore", message=message)
+            inject_adapter_in_model(config, base, adapter_name=ADAPTER)
+    except ValueError as error:
+        raise ArgumentError(f"`target_modules=`: PEFT refused the injection: {error}") from error
+    cast_adapter_dtype(base, ADAPTER, True)
+    return _attachment(base, lora_layers(base), ADAPTER, config, train_modules, adopted=False)
+
+
+@contextmanager
+def undone_on_error(model: nn.Module) -> Iterator[None]:
+    """Leave a plain model plain, and every `requires_grad` as it was, where what follows raises."""
+    if not isinstance(model, nn.Module):
+        yield
+        return
+    trainable = {id(parameter): parameter.requires_grad for parameter in model.parameters()}
+    was_plain = not lora_layers(model)
+    try:
+        yield
+    except BaseException:
+        if was_plain:
+            detach(unwrap_model(model))
+        for parameter in model.parameters():
+            parameter.requires_grad_(trainable[id(parameter)])
+        raise
+
+
+def _adopt(base: nn.Module, layers: dict[str, LoraLayer], train_modules: Sequence[str]) -> Attachment:
+    for name, layer in layers.items():
+        refusals.refuse_adapter_state(name, layer)
+        if is_owned(layer):
+            raise OwnershipError(
+                f"`ChainLoRAOptimizer(model)`: {name!r} belongs to another chain. Go on with that optimizer, end it with "
+                "`merge_and_unload()`, or drop every reference to it first."
+            )
+    adapters = {layer.active_adapters[0] for layer in layers.values()}
+    if len(adapters) != 1:
+        raise UnsupportedModelError(
+            f"The layers have different active adapters {sorted(adapters)}; a chain trains exactly one."
+        )
+    adapter = adapters.pop()
+    configs = getattr(base, "peft_config", None) or {}
+    config = configs.get(adapter) or LoraConfig()
+    refusals.refuse_config(config, f"peft_config[{adapter!r}]")
+    return _attachment(base, layers, adapter, config, train_modules, adopted=True)
+
+
+def _attachment(
+    base: nn.Module,
+    layers: dict[str, LoraLayer],
+    adapter: str,
+    config: LoraConfig,
+    train_modules: Sequence[str],
+    *,
+    adopted: bool,
+) -> Attachment:
+    shared = refusals.shared_names(base)
+    clean = {name: name.removesuffix(".base_layer") for name, _ in base.named_modules()}
+    sites = {}
+    for name, layer in layers.items():
+        refusals.refuse_layer(name, layer, adapter)
+        refusals.refuse_tied(name, layer.get_base_layer().weight, shared, clean)  # type: ignore[arg-type]
+        sites[name] = Site(name, layer, adapter)
+    trained = _trained(base, adapter, sites, train_modules)
+    factors = [parameter for site in sites.values() for parameter in site.parameters()]
+    refusals.refuse_strays(base, [*factors, *trained.values()])
+    return Attachment(base, sites, config, trained, adopted)
+
+
+def _trained(base: nn.Module, adapter: str, sites: dict[str, Site], train_modules: Sequence[str]) -> dict[str, nn.Parameter]:
+    if isinstance(train_modules, str):
+        raise ArgumentError(f"`train_modules=` takes a sequence of module names and got the string {train_modules!r}.")
+    trained: dict[str, nn.Parameter] = {}
+    for name, module in base.named_modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            copies = module.modules_to_save[adapter]
+            trained |= {f"{name}.{leaf}": parameter for leaf, parameter in copies.named_parameters()}
+    for wanted in train_modules:
+        found = [name for name, _ in base.named_modules() if name == wanted or name.endswith(f".{wanted}")]
+        if not found:
+            raise ArgumentError(f"`train_modules=` names {wanted!r}, and the model has no module of that name or ending.")
+        for name in found:
+            if any(site == name or site.startswith(f"{name}.") for site in sites):
+                raise ArgumentError(
+                    f"`train_modules=` names {wanted!r}, which holds a site of the chain; choose one of the two."
+                )
+            for leaf, parameter in base.get_submodule(name).named_parameters():
+                parameter.requires_grad_(True)
+                trained[f"{name}.{leaf}"] = parameter
+    return trained
+
+
+def own(sites: dict[str, Site], owner: object) -> None:
+    """Enter the owner of these sites' layers."""
+    for site in sites.values():
+        _owners[site.layer] = weakref.ref(owner)  # type: ignore[index]
+
+
+def is_owned(layer: LoraLayer) -> bool:
+    """Whether a living chain owns the layer."""
+    owner = _owners.get(layer)  # type: ignore[call-overload]
+    if owner is None or owner() is None:
+        return False
+    # Schedulers and optimizers refer to each other; a chain that only such a cycle keeps alive is gone.
+    gc.collect()
+    return owner() is not None
+
+
+def detach(model: nn.Module) -> nn.Module:
+    """Put the base layers back in the place of their LoRA layers, and trained copies in that of their originals."""
+    for name, layer in [*lora_layers(model).items()]:
+        _owners.pop(layer, None)  # type: ignore[call-overload]
+        _replace(model, name, layer.get_base_layer())
+    for name, module in [*model.named_modules()]:
+        if isinstance(module, ModulesToSaveWrapper):
+            _replace(model, name, module.modules_to_save[module.active_adapters[0]])
+    for attribute in ("peft_config", "_hf_peft_config_loaded"):
+        if attribute in vars(model):
+            delattr(model, attribute)
+    return model
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, module)

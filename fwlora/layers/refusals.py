@@ -1,0 +1,138 @@
+"""What is not served, and the error that says what to do instead."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import layer as lora
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from fwlora.errors import ArgumentError, UnsupportedModelError
+from fwlora.layers.rounding import EXACT, ROUNDED
+
+SERVED = (lora.Linear, lora.Embedding, lora.Conv1d, lora.Conv2d, lora.Conv3d)
+
+
+def refuse_non_model(model: object) -> None:
+    """`ChainLoRAOptimizer(model.parameters())` and other things that are no model."""
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(
+            f"`ChainLoRAOptimizer(model)` takes the model itself, a torch.nn.Module, and got {type(model).__name__}: give "
+            "the model, not its parameters. The chain owns low-rank factors inside it."
+        )
+
+
+def refuse_config(config: LoraConfig, argument: str) -> None:
+    """Settings of a `LoraConfig` whose updates are no low-rank matrices beside the given base."""
+    if not isinstance(config, LoraConfig):
+        raise ArgumentError(f"`{argument}` takes a peft.LoraConfig and got {type(config).__name__}.")
+    if config.use_dora:
+        raise UnsupportedModelError(
+            f"`{argument}` sets use_dora=True; DoRA rescales rows, so its update is not low-rank and no chain of links "
+            "reproduces it. Use use_dora=False."
+        )
+    initial = config.init_lora_weights
+    if isinstance(initial, str) and initial.lower().startswith(("pissa", "olora", "corda", "loftq", "lora_ga")):
+        raise UnsupportedModelError(
+            f"`{argument}` sets init_lora_weights={initial!r}, which changes the base weights, so that no adapter for the "
+            "original base can be exported. Use init_lora_weights=True."
+        )
+    if config.bias != "none":
+        raise UnsupportedModelError(
+            f"`{argument}` sets bias={config.bias!r}, which trains biases of the base outside the chain. Use bias='none' "
+            "with `lora_bias=True`, or name the modules in `train_modules=`."
+        )
+    for name in (
+        "target_parameters",
+        "layer_replication",
+        "trainable_token_indices",
+        "megatron_config",
+        "arrow_config",
+    ):
+        if getattr(config, name, None):
+            raise UnsupportedModelError(f"`{argument}` sets {name}=..., which a chain does not serve. Leave it out.")
+    if getattr(config, "alora_invocation_tokens", None) or getattr(config, "use_bdlora", None):
+        raise UnsupportedModelError(f"`{argument}` asks for a LoRA variant; a chain serves plain LoRA layers only.")
+
+
+def refuse_layer(name: str, layer: LoraLayer, adapter: str) -> None:
+    """A layer of a kind, a precision or a state that a chain cannot merge into."""
+    base = layer.get_base_layer()
+    weight = getattr(base, "weight", None)
+    if type(layer) not in SERVED or type(weight) is not nn.Parameter:
+        raise UnsupportedModelError(
+            f"`target_modules` reaches {name!r}, a {type(base).__name__} under {type(layer).__name__}; links can be merged "
+            "into plain Linear, Conv1d/2d/3d, Embedding and GPT-2 Conv1D weights. Quantised (4/8 bit, GPTQ, AWQ) and "
+            "sharded bases are not served: load the base in bf16, or leave the layer out."
+        )
+    if isinstance(weight.data, DTensor):
+        raise UnsupportedModelError(f"{name!r} is sharded (DTensor); give `ChainLoRAOptimizer` an unsharded model.")
+    if weight.dtype not in EXACT + ROUNDED:
+        raise UnsupportedModelError(
+            f"{name!r} stores its weight as {weight.dtype}; merging knows {', '.join(str(d) for d in EXACT + ROUNDED)}. "
+            "Convert the base, or leave the layer out of `target_modules`."
+        )
+    if getattr(base, "groups", 1) != 1:
+        raise UnsupportedModelError(
+            f"`target_modules` names {name!r}, a convolution with groups={base.groups}, whose update is block-diagonal and "
+            "not low-rank. Leave it out."
+        )
+    if layer.lora_variant.get(adapter) is not None or layer.use_dora.get(adapter, False):
+        raise UnsupportedModelError(f"{name!r} runs a LoRA variant (DoRA or the like); a chain serves plain LoRA only.")
+    if layer.lora_bias.get(adapter, False) and getattr(base, "bias", None) is None:
+        raise UnsupportedModelError(
+            f"`lora_bias=True` merges the factor's bias into the layer's own, and {name!r} has none. Leave the layer out of "
+            "`target_modules`, or use `lora_bias=False`."
+        )
+
+
+def refuse_adapter_state(name: str, layer: BaseTunerLayer) -> None:
+    """Merged, disabled or several active adapters."""
+    if layer.merged_adapters:
+        raise UnsupportedModelError(
+            f"{name!r} holds the merged adapter(s) {layer.merged_adapters}: PEFT's forward bypasses merged factors, so they "
+            "would never train. Call `model.unmerge_adapter()` first, or give the plain model."
+        )
+    if len(layer.active_adapters) != 1 or layer.disable_adapters:
+        raise UnsupportedModelError(
+            f"{name!r} has the active adapters {list(layer.active_adapters)}"
+            f"{' and they are disabled' if layer.disable_adapters else ''}; a chain trains exactly one. Choose it with "
+            "`model.set_adapter(name)`."
+        )
+
+
+def shared_names(model: nn.Module) -> dict[int, list[str]]:
+    """For each address that several modules' parameters share, those modules."""
+    owners: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            if parameter.device.type != "meta" and parameter.numel():
+                owners.setdefault(parameter.data_ptr(), []).append(name)
+    return {pointer: names for pointer, names in owners.items() if len(names) > 1}
+
+
+def refuse_tied(name: str, weight: torch.Tensor, shared: dict[int, list[str]], clean: dict[str, str]) -> None:
+    """A weight that another layer uses too: a knot would change both."""
+    names = sorted({clean.get(other, other) for other in shared.get(weight.data_ptr(), [])})
+    if len(names) > 1:
+        raise UnsupportedModelError(
+            f"`target_modules` names {name!r}, whose weight is tied ({' = '.join(names)}): a knot would change both layers. "
+            "Leave it out, or untie first (e.g. `tie_word_embeddings=False` when loading)."
+        )
+
+
+def refuse_strays(model: nn.Module, known: Iterable[nn.Parameter]) -> None:
+    """Parameters that would keep their gradients and never be stepped."""
+    ids = {id(parameter) for parameter in known}
+    strays = [name for name, parameter in model.named_parameters() if parameter.requires_grad and id(parameter) not in ids]
+    if strays:
+        raise UnsupportedModelError(
+            f"{len(strays)} parameter(s) of the adapted model require grad and belong to no site ({', '.join(strays[:3])}"
+            f"{', ...' if len(strays) > 3 else ''}); they would silently not be trained. Name their modules in "
+            "`train_modules=`, or freeze them."
+        )

@@ -1,0 +1,212 @@
+"""A site: one LoRA layer of the model, read and written in place.
+
+Factors are looked up through the layer at every use and never cached, for frameworks swap Parameters under us.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+
+import torch
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import layer as lora
+from torch import Tensor, nn
+
+from fwlora.layers.rounding import ROUNDED, RowMerge
+from fwlora.linalg import Factors
+
+
+class Site:
+    """Frozen ``W``, factors ``A`` (rank x in) and ``B`` (out x rank), scaling ``s``.
+
+    Args:
+        name: the layer's full name in the base model, without any wrapper's prefix.
+        layer: the PEFT layer.
+        adapter: the adapter's name in it.
+    """
+
+    def __init__(self, name: str, layer: LoraLayer, adapter: str) -> None:
+        self.name = name
+        self.layer = layer
+        self.adapter = adapter
+        self.rank = self.width
+        """Rank of the live link; below `width` after a step-down, when the factors are masked."""
+
+    def __repr__(self) -> str:
+        return f"Site({self.name!r}, {tuple(self.weight.shape)}, rank={self.rank})"
+
+    @property
+    def is_embedding(self) -> bool:
+        """Whether the layer looks rows up instead of multiplying."""
+        return isinstance(self.layer, lora.Embedding)
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether the layer is a matrix product, in either orientation."""
+        return isinstance(self.layer, lora.Linear)
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the weight is stored as (in, out): embeddings and GPT-2's Conv1D."""
+        return self.is_embedding or bool(getattr(self.layer, "fan_in_fan_out", False))
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """The frozen base weight."""
+        return self.layer.get_base_layer().weight  # type: ignore[return-value]
+
+    @property
+    def base_bias(self) -> nn.Parameter:
+        """The frozen base bias, which a `lora_bias` is merged into."""
+        return self.layer.get_base_layer().bias  # type: ignore[return-value]
+
+    @property
+    def A(self) -> nn.Parameter:
+        """(width, in, ...)."""
+        return self.layer.lora_embedding_A[self.adapter] if self.is_embedding else self.layer.lora_A[self.adapter].weight  # type: ignore[return-value]
+
+    @property
+    def B(self) -> nn.Parameter:
+        """(out, width, ...)."""
+        return self.layer.lora_embedding_B[self.adapter] if self.is_embedding else self.layer.lora_B[self.adapter].weight  # type: ignore[return-value]
+
+    @property
+    def bias(self) -> nn.Parameter | None:
+        """The factor's own bias under `lora_bias`."""
+        return None if self.is_embedding else self.layer.lora_B[self.adapter].bias  # type: ignore[return-value]
+
+    @property
+    def drawn(self) -> nn.Parameter:
+        """The factor that a reset draws."""
+        return self.B if self.is_embedding else self.A
+
+    @property
+    def zeroed(self) -> nn.Parameter:
+        """The factor that a reset sets to zero."""
+        return self.A if self.is_embedding else self.B
+
+    @property
+    def scaling(self) -> float:
+        """LoRA's ``alpha / r`` (``alpha / sqrt r`` under rsLoRA), of the rank as allocated."""
+        return float(self.layer.scaling[self.adapter])
+
+    @property
+    def width(self) -> int:
+        """Rank as allocated."""
+        return int(self.layer.r[self.adapter])
+
+    def parameters(self) -> list[nn.Parameter]:
+        """A, B and the factor's bias, where it has one."""
+        return [self.A, self.B] if self.bias is None else [self.A, self.B, self.bias]
+
+    def targets(self) -> dict[str, nn.Parameter]:
+        """What a merge changes, by the name it has in the base model."""
+        targets = {f"{self.name}.weight": self.weight}
+        return targets if self.bias is None else targets | {f"{self.name}.bias": self.base_bias}
+
+    def live(self) -> Factors:
+        """The live link, sliced to its rank; views of the Parameters."""
+        bias = None if self.bias is None else self.bias.detach()
+        return Factors(self.A.detach()[: self.rank], self.B.detach()[:, : self.rank], self.scaling, bias)
+
+    def orient(self, matrix: Tensor) -> Tensor:
+        """An (out, fan_in) matrix in the weight's own shape."""
+        return (matrix.mT if self.transposed else matrix).reshape(self.weight.shape)
+
+    def merges(
+        self, factors: Factors, residuals: dict[str, Tensor], into: Mapping[str, Tensor] | None = None
+    ) -> list[RowMerge]:
+        """The in-place merges that fold `factors` into the layer.
+
+        Args:
+            factors: a link at this site.
+            residuals: rounding errors of half-precision targets by name, made where missing.
+            into: tensors to merge into instead of the layer's own.
+
+        Returns:
+            One merge for the weight, and one for the bias where the link has one.
+        """
+        A, B = factors.matrices()
+        left, right = (A.mT, B.mT) if self.transposed else (B, A)
+        sides = {f"{self.name}.weight": (left, right)}
+        if factors.bias is not None:
+            # The bias is a matrix of one column: b <- b + s (lora_b) (1).
+            sides[f"{self.name}.bias"] = (factors.bias[:, None], torch.ones(1, 1))
+        targets = self.targets() if into is None else into
+        return [
+            RowMerge(targets[name].detach(), *pair, factors.scale, self._residual(name, targets[name], residuals))
+            for name, pair in sides.items()
+        ]
+
+    def draw_shape(self, rank: int) -> tuple[int, ...]:
+        """Shape of the drawn factor of a link of this rank."""
+        return (self.B.shape[0], rank) if self.is_embedding else (rank, *self.A.shape[1:])
+
+    @torch.no_grad()
+    def reset_(self, fresh: Tensor) -> None:
+        """Start a link from the `fresh` drawn factor; rows beyond its rank are masked, the other factor is zero."""
+        self.rank = fresh.shape[1] if self.is_embedding else fresh.shape[0]
+        self.drawn.zero_()
+        (self.drawn[:, : self.rank] if self.is_embedding else self.drawn[: self.rank]).copy_(fresh)
+        self.zeroed.zero_()
+        if self.bias is not None:
+            self.bias.zero_()
+        for parameter in self.parameters():
+            parameter.grad = None
+
+    def compact_(self, config: LoraConfig) -> None:
+        """Allocate the live link's rank alone, and say so in PEFT's configuration."""
+        if self.rank == self.width:
+            return
+        live, scaling, adapter = self.live(), self.scaling, self.adapter
+        A, B = (nn.Parameter(p.clone(), requires_grad=q.requires_grad) for p, q in ((live.A, self.A), (live.B, self.B)))
+        if self.is_embedding:
+            self.layer.lora_embedding_A[adapter], self.layer.lora_embedding_B[adapter] = A, B
+        else:
+            self.layer.lora_A[adapter].weight, self.layer.lora_B[adapter].weight = A, B
+        # scaling = alpha / r, or alpha / sqrt r, stays what it is.
+        alpha = scaling * (self.rank**0.5 if self.layer.use_rslora.get(adapter) else self.rank)
+        self.layer.r[adapter], self.layer.lora_alpha[adapter] = self.rank, alpha
+        key = f"^{re.escape(self.name)}"
+        config.rank_pattern[key], config.alpha_pattern[key] = self.rank, alpha  # type: ignore[index]
+
+    def _residual(self, name: str, target: Tensor, residuals: dict[str, Tensor]) -> Tensor | None:
+        if target.dtype not in ROUNDED:
+            return None
+        if name not in residuals:
+            residuals[name] = torch.zeros(target.shape, dtype=torch.int8)
+        return residuals[name]
+
+
+def generator_for(seed: int, knot: int, name: str) -> torch.Generator:
+    """The CPU generator of one site at one knot: the same on every rank, device and day.
+
+    Args:
+        seed: the optimizer's.
+        knot: index of the link that is drawn.
+        name: the site's.
+
+    Returns:
+        A fresh generator.
+
+    Example:
+        >>> a, b = (torch.rand(1, generator=generator_for(0, 1, "q_proj")) for _ in range(2))
+        >>> bool(a == b)
+        True
+    """
+    digest = hashlib.blake2b(f"{seed}|{knot}|{name}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def first_nonfinite(sites: dict[str, Site]) -> str | None:
+    """Name of the first site with inf or nan in a factor, or None; one device synchronisation for all sites."""
+    if not sites:
+        return None
+    device = next(iter(sites.values())).A.device
+    flags = torch.stack([
+        torch.stack([p.detach().isfinite().all() for p in s.parameters()]).all().to(device) for s in sites.values()
+    ]).tolist()
+    return next((name for name, finite in zip(sites, flags, strict=True) if not finite), None)

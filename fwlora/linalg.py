@@ -1,0 +1,128 @@
+"""Kernels on products of factors: `B A` is never formed where its r x r shadow will do.
+
+With thin QRs ``B = Q_B R_B`` and ``A^T = Q_A R_A``, the singular values of ``B A`` are those of the small matrix
+``R_B R_A^T``: O((out + in) r^2) instead of O(out * in * min(out, in)).
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+class Factors(NamedTuple):
+    """One site's low-rank update ``scale * B A``, with the factors in the layer's own shapes.
+
+    Attributes:
+        A: (rank, in, ...), trailing axes for convolutions.
+        B: (out, rank, ...).
+        scale: LoRA's ``alpha / r`` times the link's coefficient.
+        bias: (out,), what the factor adds to the layer's bias before scaling; None without `lora_bias`.
+    """
+
+    A: Tensor
+    B: Tensor
+    scale: float
+    bias: Tensor | None = None
+
+    @property
+    def rank(self) -> int:
+        """Columns of B, which is the rank of the product at most."""
+        return self.B.shape[1]
+
+    def matrices(self) -> tuple[Tensor, Tensor]:
+        """``A`` as (rank, fan_in) and ``B`` as (out, rank)."""
+        return self.A.flatten(1), self.B.flatten(1)
+
+
+def product_norm(A: Float[Tensor, "rank in_"], B: Float[Tensor, "out rank"]) -> float:
+    """Frobenius norm of ``B A`` through Gram matrices: ``|BA|^2 = <B^T B, A A^T>``.
+
+    Returns:
+        The norm, summed in float64.
+
+    Example:
+        >>> A, B = torch.randn(2, 5), torch.randn(7, 2)
+        >>> abs(product_norm(A, B) - torch.linalg.norm(B @ A).item()) < 1e-4
+        True
+    """
+    A, B = A.double(), B.double()
+    return torch.sum((B.mT @ B) * (A @ A.mT)).clamp(min=0).sqrt().item()
+
+
+def product_svd(
+    A: Float[Tensor, "rank in_"], B: Float[Tensor, "out rank"]
+) -> tuple[Float[Tensor, "out k"], Float[Tensor, " k"], Float[Tensor, "k in_"]]:
+    """Thin SVD ``B A = U diag(S) Vh`` in float64, with ``k = min(rank, out, in)`` singular triples.
+
+    Returns:
+        U, S (largest first) and Vh.
+
+    Example:
+        >>> A, B = torch.randn(2, 5), torch.randn(7, 2)
+        >>> U, S, Vh = product_svd(A, B)
+        >>> torch.allclose((U * S) @ Vh, (B @ A).double(), atol=1e-6)
+        True
+    """
+    Q_B, R_B = torch.linalg.qr(B.double())
+    Q_A, R_A = torch.linalg.qr(A.double().mT)
+    U, S, Vh = torch.linalg.svd(R_B @ R_A.mT, full_matrices=False)
+    return Q_B @ U, S, Vh @ Q_A.mT
+
+
+def product_spectrum(A: Float[Tensor, "rank in_"], B: Float[Tensor, "out rank"]) -> Float[Tensor, " k"]:
+    """Singular values of ``B A``, largest first, in float64."""
+    R_B = torch.linalg.qr(B.double(), mode="r").R
+    R_A = torch.linalg.qr(A.double().mT, mode="r").R
+    return torch.linalg.svdvals(R_B @ R_A.mT)
+
+
+def effective_rank(S: Float[Tensor, " k"]) -> float:
+    """Exponential of the entropy of the normalised singular values, ``exp(-sum p log p)`` (Roy & Vetterli 2007).
+
+    Returns:
+        A number between 1 and the rank; 0 for the zero matrix.
+
+    Example:
+        >>> round(effective_rank(torch.ones(3)), 6)
+        3.0
+    """
+    p = S[S > 0] / S.sum()
+    return torch.exp(-(p * p.log()).sum()).item() if len(p) else 0.0
+
+
+def stable_rank(S: Float[Tensor, " k"]) -> float:
+    """``|M|_F^2 / |M|_2^2``, at most the rank and insensitive to small singular values.
+
+    Returns:
+        A number between 1 and the rank; 0 for the zero matrix.
+
+    Example:
+        >>> stable_rank(torch.tensor([2.0, 0.0]))
+        1.0
+    """
+    return (S.square().sum() / S.max().square()).item() if len(S) and S.max() > 0 else 0.0
+
+
+def truncation_rank(S: Float[Tensor, " k"], max_rank: int | None, tolerance: float | None) -> int:
+    """Fewest singular values that keep ``sqrt(sum of the dropped squares) <= tolerance * |S|``, `max_rank` at most.
+
+    Args:
+        S: singular values, largest first.
+        max_rank: a ceiling, or None.
+        tolerance: relative Frobenius error to be kept, or None.
+
+    Returns:
+        The rank, at least 1.
+
+    Example:
+        >>> truncation_rank(torch.tensor([3.0, 4.0e-3]), None, 0.01)
+        1
+    """
+    rank = len(S)
+    if tolerance is not None:
+        # tails[k] = sqrt(sum_{i >= k} S_i^2): what dropping all but the first k loses.
+        tails = S.flip(0).square().cumsum(0).sqrt().flip(0)
+        rank = int((tails > tolerance * torch.linalg.vector_norm(S)).sum())
+    return max(1, rank if max_rank is None else min(rank, max_rank))

@@ -1,0 +1,480 @@
+"""`ChainLoRAOptimizer`: Chain of LoRA as a torch.optim optimizer.
+
+The story is told by `step()` and `tie_knot()`: an inner step on the live link's factors and, when the schedule says so, a
+knot that merges the link into the frozen weights and starts the next one from scratch.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+import torch
+from peft import LoraConfig
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from fwlora import distributed
+from fwlora.course import Course
+from fwlora.errors import (
+    ArgumentError,
+    DisconnectedParametersError,
+    NoGradientError,
+    NonFiniteFactorsError,
+    RefusedKnotWarning,
+)
+from fwlora.inner import build_inner, check_muon, groups_by_role
+from fwlora.knot import Knot, link_norm, sigint_waits, verify, verify_agreement
+from fwlora.layers.attach import attach, lora_layers, own, undone_on_error
+from fwlora.layers.sites import Site, first_nonfinite, generator_for
+from fwlora.persistence import PersistentOptimizer
+from fwlora.record.chain import Chain
+from fwlora.record.ledger import KnotRecord, Ledger
+from fwlora.restore import Original
+from fwlora.rules import (
+    Add,
+    AllSites,
+    BlockRule,
+    Constant,
+    Every,
+    Flat,
+    Kaiming,
+    KnotSchedule,
+    LinkLR,
+    MergeRule,
+    Progress,
+    RankSchedule,
+    ResetRule,
+)
+
+T = TypeVar("T")
+
+
+class ChainLoRAOptimizer(PersistentOptimizer):
+    r"""Chain of LoRA (COLA, arXiv 2401.04151, Algorithm 1) in any training loop.
+
+    At every site the frozen weight W carries a live link, ``W + s B A``. Between knots an inner optimizer trains A and B; at a
+    knot ``W <- W + s B A``, the factors are reset, the inner optimizer forgets them, and the next link begins. The sum of the
+    links is a high-rank update at the memory of one low-rank adapter; in Frank-Wolfe words, each link is one approximate
+    linear minimisation.
+
+    Args:
+        model: a plain or transformers model, which gets LoRA layers in place, or one that has them (PEFT), which is adopted
+            as it stands.
+        lr: learning rate of A and of trained modules.
+        rank: rank of a link, or a `RankSchedule`; 8 where nothing says otherwise.
+        alpha: LoRA's alpha; twice the rank where nothing says otherwise. The scale is ``alpha / rank``.
+        target_modules: which layers, as in PEFT; None takes PEFT's choice for the architecture, else every Linear and Conv.
+        lora_config: a `peft.LoraConfig` in place of rank, alpha and target_modules.
+        knots: when to tie a knot.
+        link_lr: a factor on the learning rate within a link.
+        reset: where a fresh link starts from.
+        merge: how a retired link is folded in; `Add()`.
+        blocks: which sites learn in a link; `AllSites()`.
+        freeze_A: train B only; A is drawn anew at each knot (RAC-LoRA).
+        lora_bias: train a bias with each B and merge it into the layer's own (the paper's OPT setting).
+        train_modules: names of modules to train in full beside the factors; their moments survive knots.
+        inner: the class of the inner optimizer, or a callable that takes groups and options.
+        lr_ratio: B's learning rate over A's (LoRA+).
+        weight_decay: the inner optimizer's.
+        fast_layers: allow a site to run this library's own LoRA forward where it has one; PEFT's runs otherwise.
+        chain_dir: a folder to keep retired links in; None keeps them on the CPU.
+        original: the base's original weights (a state_dict, a safetensors file or folder), should a load need them.
+        residual_in_state: keep the rounding errors of half-precision weights in the state (1 byte a weight).
+        exact_replay: refuse a replay that differs from the saved weights by rounding.
+        seed: of every draw; the same on all ranks.
+        **inner_options: go to the inner optimizer, e.g. ``betas=(0.9, 0.95)``.
+
+    Raises:
+        ArgumentError: for an argument that breaks a rule.
+        UnsupportedModelError: for a model that cannot be served; the model is left as it was.
+        OwnershipError: for a model that another chain owns.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+        >>> optimizer = ChainLoRAOptimizer(model, rank=2, knots=Every(500))
+        >>> x = torch.randn(4, 6)
+        >>> model(x).square().mean().backward(); optimizer.step(); optimizer.zero_grad()
+        >>> before = model(x)
+        >>> record = optimizer.tie_knot()
+        >>> torch.allclose(model(x), before, atol=1e-6), len(optimizer.chain), optimizer.chain.rank("0")
+        (True, 1, 2)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: float = 2e-4,
+        *,
+        rank: int | RankSchedule | None = None,
+        alpha: float | None = None,
+        target_modules: str | Sequence[str] | None = None,
+        lora_config: LoraConfig | None = None,
+        knots: KnotSchedule = Every(500),  # noqa: B008 - rules are frozen
+        link_lr: LinkLR = Flat(warmup=10),  # noqa: B008
+        reset: ResetRule = Kaiming(),  # noqa: B008
+        merge: MergeRule = Add(),  # noqa: B008
+        blocks: BlockRule = AllSites(),  # noqa: B008
+        freeze_A: bool = False,
+        lora_bias: bool = False,
+        train_modules: Sequence[str] = (),
+        inner: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW,
+        lr_ratio: float = 1.0,
+        weight_decay: float = 0.0,
+        fast_layers: bool = True,
+        chain_dir: str | os.PathLike[str] | None = None,
+        original: Original | None = None,
+        residual_in_state: bool = True,
+        exact_replay: bool = False,
+        seed: int = 0,
+        **inner_options: Any,
+    ) -> None:
+        self.knots = _rule("knots", knots, KnotSchedule, "Every(500)")
+        self.link_lr = _rule("link_lr", link_lr, LinkLR, "Flat(warmup=10)")
+        self.reset = _rule("reset", reset, ResetRule, "Kaiming()")
+        self.merge = _rule("merge", merge, Add, "Add()")
+        self.blocks = _rule("blocks", blocks, AllSites, "AllSites()")
+        self.ranks = rank if isinstance(rank, RankSchedule) else None
+        course = Course(knots, link_lr)
+        is_plain = isinstance(model, nn.Module) and lora_config is None and not lora_layers(model)
+        schedule = self.ranks if is_plain else None
+        schedule = Constant(rank) if rank is not None and self.ranks is None else schedule  # type: ignore[arg-type]
+
+        with undone_on_error(model):
+            attachment = attach(
+                model,
+                rank=None if schedule is None else schedule.rank(0),
+                alpha=alpha,
+                target_modules=target_modules,
+                lora_config=lora_config,
+                lora_bias=lora_bias,
+                train_modules=train_modules,
+            )
+            sites = attachment.sites
+            check_muon(inner, ((name, site.is_linear, site.parameters()) for name, site in sites.items()))
+            if freeze_A:
+                for site in sites.values():
+                    site.drawn.requires_grad_(False)
+            groups = groups_by_role(
+                [site.parameters() for site in sites.values()], list(attachment.trained.values()), lr, lr_ratio
+            )
+            options = {"lr": lr, "weight_decay": weight_decay, **inner_options}
+            own_names = inspect.signature(type(self).__init__).parameters
+            draws_first = not attachment.adopted and attachment.config.init_lora_weights is True
+            if self.ranks is not None and not draws_first:
+                _check_adopted_rank(sites, self.ranks)
+            super().__init__(
+                build_inner(inner, groups, options, own_names),
+                attachment,
+                course,
+                seed=seed,
+                chain_dir=chain_dir,
+                original=original,
+                residual_in_state=residual_in_state,
+                exact_replay=exact_replay,
+            )
+        self._knot: Knot | None = None
+        self._unchecked_agreement = False
+        self._is_connected = False
+        self._knot_hooks: OrderedDict[int, Callable[[KnotRecord], None]] = OrderedDict()
+        if draws_first:
+            for site in sites.values():
+                self.start_link(site, 0)
+
+    # -- the loop -----------------------------------------------------------------------------------------------------
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """One inner step on the live link; then a knot, if one is due.
+
+        Args:
+            closure: evaluates the model and returns the loss, as in torch.optim; called once.
+
+        Returns:
+            The closure's loss, or None.
+
+        Raises:
+            DisconnectedParametersError: at the first step, where the factors are not in the parameter groups.
+            NoGradientError: at the first step, where no factor has a gradient.
+        """
+        if closure is None and self._is_probe():
+            self.inner.step()
+            self.forget(self.parameters())
+            return None
+        self._check_ready()
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+            self.observe(loss)
+        self._check_connected()
+        self._course.observe(self._descent())
+        with self._link_rates():
+            self.inner.step()
+        self._course.count()
+        if self._course.is_due:
+            self._tie_scheduled()
+        return loss
+
+    def tie_knot(self) -> KnotRecord:
+        """Tie a knot now: retire, merge, reset, forget, record. Legal before any step; the schedule is not asked.
+
+        Returns:
+            The knot's record.
+
+        Raises:
+            NonFiniteFactorsError: where a factor holds inf or nan; nothing was changed.
+        """
+        self._check_unfinished()
+        self.complete_knot()
+        self._check_finite()
+        self.fingerprint_originals()
+        shrink, scale = self.merge.plan(link_norm(self._sites), None, len(self._chain))
+        assert shrink == 1.0, "Add() never shrinks"
+        self._knot = Knot(len(self._chain), self._course.step, self._course.link_step, scale)
+        self._unchecked_agreement = True
+        self.complete_knot()
+        self._check_agreement()
+        return self._ledger[-1]
+
+    def complete_knot(self) -> None:
+        """Go on with a knot that an exception cut off, site by site; nothing to do otherwise."""
+        if self._knot is None:
+            return
+        for site in self._sites.values():
+            self._knot.tie(site, lambda site: self._draw(site, len(self._chain) + 1), self._residuals, self)
+        for parameter in self._factors():
+            parameter.grad = None  # of a backward pass between the cut and now: part of it belongs to the retired link
+        verify(self._sites, self)
+        with sigint_waits():
+            self._chain.append(self._knot.link())
+            record = self._knot.record()
+            self._knot = None
+            self._course.begin_link()
+            self._ledger.append(record)
+        for hook in list(self._knot_hooks.values()):
+            hook(record)
+
+    def merge_and_unload(self) -> nn.Module:
+        """Fold every link into the weights and give back the plain model; the optimizer is done.
+
+        Returns:
+            The base model without LoRA layers, the same object that was given.
+        """
+        self._check_unfinished()
+        self.complete_knot()
+        if any(bool(site.zeroed.any()) for site in self._sites.values()) or not len(self._chain):
+            self.tie_knot()
+        return self._unload()
+
+    # -- what one may read --------------------------------------------------------------------------------------------
+
+    @property
+    def progress(self) -> Progress:
+        """Where the run stands, as the rules see it."""
+        return self._course.progress
+
+    @property
+    def sites(self) -> Mapping[str, Site]:
+        """The adapted layers by name."""
+        return MappingProxyType(self._sites)
+
+    @property
+    def chain(self) -> Chain:
+        """The retired links."""
+        return self._chain
+
+    @property
+    def ledger(self) -> Ledger:
+        """One record a knot."""
+        return self._ledger
+
+    @property
+    def link_factor(self) -> float:
+        """The factor that `link_lr` puts on the learning rates at the next step."""
+        return self._course.factor
+
+    @property
+    def total_steps(self) -> int | None:
+        """Optimizer steps of the whole run, where known; settable unless the knot schedule has its own number."""
+        return self._course.total_steps
+
+    @total_steps.setter
+    def total_steps(self, steps: int) -> None:
+        self._course.bind(steps)
+
+    def on_knot(self, hook: Callable[[KnotRecord], None]) -> RemovableHandle:
+        """Call `hook(record)` after every knot.
+
+        Args:
+            hook: it sees the record; the knot is complete by then.
+
+        Returns:
+            A handle whose `remove()` takes the hook off.
+        """
+        handle = RemovableHandle(self._knot_hooks)
+        self._knot_hooks[handle.id] = hook
+        return handle
+
+    def observe(self, loss: float | Tensor) -> None:
+        """Tell the loss of the coming step to a knot schedule that reads it, where `step()` gets no closure."""
+        self._course.hear(loss)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Train further parameters of the model in full, as torch.optim does; the state keeps them by name.
+
+        Args:
+            param_group: ``{"params": ..., ...}``.
+
+        Raises:
+            ArgumentError: for parameters that are not the model's.
+        """
+        if not self._built:
+            return
+        params = param_group["params"]
+        params = [params] if isinstance(params, Tensor) else list(params)
+        names = {id(p): name for name, p in self._attachment.model.named_parameters()}
+        if not all(id(p) in names for p in params):
+            raise ArgumentError("`add_param_group(...)` takes parameters of the model, so that the state can name them.")
+        super().add_param_group({"role": "trained", **param_group, "params": params})
+        self._mark_groups()
+        self._attachment.trained.update({names[id(p)]: p for p in params})  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+    def start_link(self, site: Site, index: int) -> None:
+        """Reset a site to the fresh factors of the link of this index."""
+        site.reset_(self._draw(site, index).to(site.drawn))
+
+    def _factors(self) -> list[nn.Parameter]:
+        return [parameter for site in self._sites.values() for parameter in site.parameters()]
+
+    # -- inside a step ------------------------------------------------------------------------------------------------
+
+    def _draw(self, site: Site, index: int) -> Tensor:
+        rank = site.width if self.ranks is None else min(site.width, self.ranks.rank(index))
+        return self.reset.draw(site.draw_shape(rank), generator_for(self.seed, index, site.name))
+
+    @contextmanager
+    def _link_rates(self) -> Iterator[None]:
+        """Every group's lr times the link's factor, for one inner step; the user's own numbers are put back."""
+        factor = self.link_factor
+        rates = [group["lr"] for group in self.param_groups]
+        try:
+            if factor != 1.0:
+                for group, rate in zip(self.param_groups, rates, strict=True):
+                    group["lr"] = rate * factor
+            yield
+        finally:
+            for group, rate in zip(self.param_groups, rates, strict=True):
+                group["lr"] = rate
+
+    def _descent(self) -> float | None:
+        """``-<grad_B, B>``: to first order, what the loss gains as the link grows; None unless the schedule reads it."""
+        if "descent" not in self.knots.reads:
+            return None
+        pairs = [(site.zeroed.grad, site.zeroed.detach()) for site in self._sites.values()]
+        return float(sum(-torch.sum(gradient * B) for gradient, B in pairs if gradient is not None))
+
+    def _tie_scheduled(self) -> None:
+        try:
+            self.tie_knot()
+        except NonFiniteFactorsError as error:
+            warnings.warn(
+                f"A scheduled knot was refused and waits for the next due step: {error}",
+                RefusedKnotWarning,
+                stacklevel=4,
+            )
+            self._ledger.append(KnotRecord(len(self._chain), self._course.step, self._course.link_step, refused=str(error)))
+
+    def _is_probe(self) -> bool:
+        """Whether this is torch's distributed checkpoint, which fills an empty state by a step with lr 0 and zero grads."""
+        return (
+            not self.state
+            and all(float(group["lr"]) == 0 for group in self.param_groups)
+            and all(p.grad is None or not p.grad.any() for p in self.parameters())
+            and any(p.grad is not None for p in self.parameters())
+        )
+
+    # -- checks -------------------------------------------------------------------------------------------------------
+
+    def _check_ready(self) -> None:
+        self._check_unfinished()
+        self._check_loaded()
+        self.complete_knot()
+        self._check_agreement()
+        self._course.warn_of_short_link()
+
+    def _check_agreement(self) -> None:
+        if self._unchecked_agreement:
+            verify_agreement(self._sites)
+            self._unchecked_agreement = False
+
+    def _check_connected(self) -> None:
+        """At the first step of this process: the groups hold the model's own factors, and some factor has a gradient."""
+        if self._is_connected:
+            return
+        stepped = {id(p) for p in self.parameters()}
+        factors = [p for p in self._factors() if p.requires_grad]
+        if any(id(p) not in stepped for p in factors):
+            raise DisconnectedParametersError(
+                "The optimizer's parameters are no longer the model's own (was the model sharded, cast or re-injected after "
+                "`ChainLoRAOptimizer(model)`?); make the optimizer last."
+            )
+        if all(p.grad is None for p in factors):
+            raise NoGradientError(
+                "No factor has a gradient at the first step. Call `loss.backward()` before `step()`; under gradient "
+                "checkpointing use `use_reentrant=False`, or `model.enable_input_require_grads()`."
+            )
+        self._is_connected = True
+
+    def _check_finite(self) -> None:
+        name = first_nonfinite(self._sites)
+        if not distributed.every(name is None):
+            where = f"at {name!r}" if name else "on another rank"
+            raise NonFiniteFactorsError(
+                f"A factor {where} holds inf or nan, and a knot would merge it for ever. Lower the lr, or clip gradients."
+            )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._knot_hooks = OrderedDict()
+        own(self._sites, self)
+
+
+def unwrap(optimizer: Any) -> ChainLoRAOptimizer:
+    """The chain inside what accelerate (or any wrapper with an `optimizer` attribute) made of it.
+
+    Args:
+        optimizer: the wrapper, or the chain itself.
+
+    Returns:
+        The chain.
+
+    Raises:
+        ArgumentError: where there is none inside.
+    """
+    inside = optimizer
+    while not isinstance(inside, ChainLoRAOptimizer):
+        inside = getattr(inside, "optimizer", None)
+        if inside is None:
+            raise ArgumentError(f"`unwrap(optimizer)` finds no ChainLoRAOptimizer inside a {type(optimizer).__name__}.")
+    return inside
+
+
+def _rule(argument: str, value: Any, kind: type[T], example: str) -> T:
+    if not isinstance(value, kind):
+        raise ArgumentError(f"`{argument}={value!r}`: give a rule, such as `{argument}={example}`.")
+    return value
+
+
+def _check_adopted_rank(sites: Mapping[str, Site], ranks: RankSchedule) -> None:
+    for name, site in sites.items():
+        if ranks.rank(0) < site.width:
+            raise ArgumentError(
+                f"`rank={ranks}` starts below the rank {site.width} of the factors that {name!r} brings, which are adopted as "
+                "they stand; start the schedule there."
+            )

@@ -1,0 +1,234 @@
+"""The retired links, in order; their sum is what the frozen weights have absorbed.
+
+Links lie on the CPU, or, with a directory, in one safetensors file each, so that a long chain costs no memory. Spectra and
+norms go through thin QRs of the stacked factors and never form an out x in matrix.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from fwlora import linalg
+from fwlora.errors import ArgumentError, ChainFileError
+from fwlora.linalg import Factors
+
+
+@dataclass(frozen=True)
+class Link:
+    """What was learned between two knots: each site's retired factors, whose scale includes the link's coefficient."""
+
+    factors: Mapping[str, Factors]
+
+    def document(self) -> dict[str, Any]:
+        """Tensors and plain containers for the state."""
+        return {name: factors._asdict() for name, factors in self.factors.items()}
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Mapping[str, Any]]) -> Link:
+        """The link of a state, on the CPU."""
+        return cls({name: _on_cpu(Factors(**entry)) for name, entry in document.items()})
+
+    def to_bytes(self) -> bytes:
+        """A safetensors file: ``<site>.A``, ``<site>.B``, ``<site>.bias``, with the scales in the metadata."""
+        tensors = {
+            f"{name}.{letter}": getattr(factors, letter).contiguous()
+            for name, factors in self.factors.items()
+            for letter in ("A", "B", "bias")
+            if getattr(factors, letter) is not None
+        }
+        return save(tensors, {"scales": json.dumps({name: f.scale for name, f in self.factors.items()})})
+
+    @classmethod
+    def from_file(cls, path: Path) -> Link:
+        """The link that `to_bytes` made."""
+        with safe_open(path, framework="pt") as file:
+            scales = json.loads(file.metadata()["scales"])
+            keys = set(file.keys())
+            read = {key: file.get_tensor(key) for key in keys}
+        return cls({
+            name: Factors(read[f"{name}.A"], read[f"{name}.B"], s, read.get(f"{name}.bias")) for name, s in scales.items()
+        })
+
+
+@dataclass(frozen=True)
+class StoredLink:
+    """A link on disk: its file's name and checksum."""
+
+    file: str
+    sha256: str
+
+
+class Chain(Sequence[Link]):
+    """The links in order; ``len(chain)`` is the number of knots.
+
+    Args:
+        directory: where to keep the links, one file each; None keeps them on the CPU.
+
+    Example:
+        >>> chain = Chain()
+        >>> chain.append(Link({"w": Factors(torch.ones(1, 3), torch.ones(2, 1), 0.5)}))
+        >>> chain.append(Link({"w": Factors(torch.ones(1, 3), torch.ones(2, 1), 1.5)}))
+        >>> torch.equal(chain.delta("w"), torch.full((2, 3), 2.0)), chain.rank("w")
+        (True, 2)
+    """
+
+    def __init__(self, directory: str | os.PathLike[str] | None = None) -> None:
+        self.directory = None if directory is None else Path(directory)
+        self._links: list[Link | StoredLink] = []
+
+    def append(self, link: Link) -> None:
+        """Add the newest link, on disk before it counts."""
+        if self.directory is None:
+            self._links.append(link)
+            return
+        data = link.to_bytes()
+        file = f"link-{len(self):05d}.safetensors"
+        write_atomically(self.directory / file, data)
+        self._links.append(StoredLink(file, hashlib.sha256(data).hexdigest()))
+
+    def truncate(self, links: int) -> None:
+        """Keep the first `links` links; the files of the others stay on disk until they are written anew."""
+        del self._links[links:]
+
+    def sites(self) -> list[str]:
+        """Names of the sites that any link holds."""
+        return list(dict.fromkeys(name for link in self for name in link.factors))
+
+    def stacked(self, site: str, live: Factors | None = None) -> Factors | None:
+        """All links of a site as one: A's stacked, scaled B's side by side; None where no link holds the site.
+
+        ``sum_i s_i B_i A_i = [s_1 B_1 ... s_m B_m] [A_1; ...; A_m]``
+
+        Args:
+            site: the site's name.
+            live: the live link, to be counted in.
+
+        Returns:
+            Factors of the summed rank, with scale 1.
+        """
+        links = [link.factors[site] for link in self if site in link.factors] + ([] if live is None else [_on_cpu(live)])
+        if not links:
+            return None
+        bias = None if links[0].bias is None else sum(f.scale * f.bias for f in links if f.bias is not None)
+        return Factors(
+            torch.cat([f.A for f in links]),
+            torch.cat([f.scale * f.B for f in links], dim=1),
+            1.0,
+            bias if isinstance(bias, Tensor) else None,
+        )
+
+    def delta(self, site: str) -> Tensor:
+        """The sum of a site's links as an (out, fan_in) matrix."""
+        A, B = self._matrices(site)
+        return B @ A
+
+    def rank(self, site: str) -> int:
+        """Sum of the links' ranks, which bounds the rank of their sum."""
+        return self._matrices(site)[0].shape[0]
+
+    def norm(self, site: str) -> float:
+        """Frobenius norm of the sum."""
+        return linalg.product_norm(*self._matrices(site))
+
+    def spectrum(self, site: str) -> Tensor:
+        """Singular values of the sum, largest first, in float64."""
+        return linalg.product_spectrum(*self._matrices(site))
+
+    def effective_rank(self, site: str) -> float:
+        """Exponential entropy of the spectrum."""
+        return linalg.effective_rank(self.spectrum(site))
+
+    def stable_rank(self, site: str) -> float:
+        """``|sum|_F^2 / |sum|_2^2``."""
+        return linalg.stable_rank(self.spectrum(site))
+
+    def document(self) -> list[dict[str, Any]]:
+        """Each link, or its file's name and checksum, for the state."""
+        return [
+            {"file": link.file, "sha256": link.sha256} if isinstance(link, StoredLink) else {"sites": link.document()}
+            for link in self._links
+        ]
+
+    @classmethod
+    def from_document(cls, document: list[dict[str, Any]], directory: Path | None) -> Chain:
+        """The chain of a state; stored links are looked for, and checked, in `directory`."""
+        chain = cls(directory)
+        for entry in document:
+            if "sites" in entry:
+                chain.append(Link.from_document(entry["sites"]))
+            else:
+                chain._adopt(StoredLink(entry["file"], entry["sha256"]))
+        return chain
+
+    def _adopt(self, link: StoredLink) -> None:
+        if self.directory is None:
+            raise ArgumentError(
+                f"The state keeps its links in files ({link.file}, ...) and this optimizer was made without "
+                "`chain_dir=`: give it the folder that holds them."
+            )
+        path = self.directory / link.file
+        if not path.is_file():
+            raise ChainFileError(f"`chain_dir={str(self.directory)!r}` lacks {link.file}, a link of the state.")
+        if hashlib.sha256(path.read_bytes()).hexdigest() != link.sha256:
+            raise ChainFileError(
+                f"{link.file} in `chain_dir={str(self.directory)!r}` is not the file that the state was saved with "
+                "(another run wrote there?). Give each run a folder of its own."
+            )
+        self._links.append(link)
+
+    def _matrices(self, site: str) -> tuple[Tensor, Tensor]:
+        stacked = self.stacked(site)
+        if stacked is None:
+            raise KeyError(f"No link holds the site {site!r}; the chain's sites are {self.sites()}.")
+        return stacked.matrices()
+
+    @overload
+    def __getitem__(self, index: int) -> Link: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Link]: ...
+    def __getitem__(self, index: int | slice) -> Link | list[Link]:
+        if isinstance(index, slice):
+            return [self._read(link) for link in self._links[index]]
+        return self._read(self._links[index])
+
+    def _read(self, link: Link | StoredLink) -> Link:
+        if isinstance(link, Link):
+            return link
+        assert self.directory is not None
+        return Link.from_file(self.directory / link.file)
+
+    def __len__(self) -> int:
+        return len(self._links)
+
+    def __iter__(self) -> Iterator[Link]:
+        return (self._read(link) for link in self._links)
+
+    def __repr__(self) -> str:
+        return f"Chain({len(self)} links{'' if self.directory is None else f' in {str(self.directory)!r}'})"
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file that is there whole or not at all: a temporary name, then a rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _on_cpu(factors: Factors) -> Factors:
+    bias = None if factors.bias is None else factors.bias.detach().cpu()
+    return Factors(factors.A.detach().cpu(), factors.B.detach().cpu(), float(factors.scale), bias)

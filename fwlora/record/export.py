@@ -1,0 +1,192 @@
+"""A chain as ONE standard PEFT adapter for the original base model.
+
+Links are laid side by side, ``sum_i s_i B_i A_i = [s_1 B_1 ... s_m B_m] [A_1; ...; A_m]``: exact, of the sum of the ranks; or
+cut to the best approximation of a smaller rank (Eckart-Young), with the error stated.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from peft import LoraConfig
+from safetensors.torch import save
+from torch import Tensor
+
+from fwlora import linalg
+from fwlora.errors import ArgumentError
+from fwlora.linalg import Factors
+from fwlora.record.chain import write_atomically
+
+PREFIX = "base_model.model."
+
+
+class ExportSite(NamedTuple):
+    """One site's whole update and how PEFT names its factors."""
+
+    factors: Factors
+    is_embedding: bool
+    fan_in_fan_out: bool
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written; `str()` is a table.
+
+    Attributes:
+        directory: where.
+        ranks: exported rank at each site.
+        chain_ranks: sum of the links' ranks at each site.
+        errors: relative Frobenius error of the exported update at each site; 0 where nothing was cut.
+    """
+
+    directory: Path
+    ranks: dict[str, int]
+    chain_ranks: dict[str, int]
+    errors: dict[str, float]
+
+    def __str__(self) -> str:
+        width = max(len("site"), *(len(name) for name in self.ranks))
+        rows = [
+            f"{name:<{width}}  {rank:>4}  {self.chain_ranks[name]:>10}  {self.errors[name]:>9.2e}"
+            for name, rank in self.ranks.items()
+        ]
+        head = f"{'site':<{width}}  rank  chain rank  rel error"
+        return "\n".join([f"adapter written to {self.directory}", head, *rows])
+
+
+def export_adapter(
+    directory: str | os.PathLike[str],
+    sites: Mapping[str, ExportSite],
+    trained: Mapping[str, Tensor],
+    *,
+    base_model: str | None,
+    task_type: str | None,
+    max_rank: int | None,
+    tolerance: float | None,
+) -> ExportReport:
+    """Write adapter_config.json, adapter_model.safetensors and a model card, each there whole or not at all.
+
+    Args:
+        directory: made where missing.
+        sites: the whole update of each site, by the site's full name.
+        trained: parameters trained in full, by name.
+        base_model: name or path of the original base.
+        task_type: PEFT's, e.g. ``"CAUSAL_LM"``.
+        max_rank: largest rank of any site.
+        tolerance: largest relative Frobenius error of any site.
+
+    Returns:
+        Rank and error of each site.
+
+    Raises:
+        ArgumentError: for a bound that is none.
+    """
+    _check_bounds(max_rank, tolerance)
+    tensors: dict[str, Tensor] = {}
+    ranks, errors = {}, {}
+    for name, site in sites.items():
+        A, B, errors[name] = _cut(site.factors, max_rank, tolerance)
+        ranks[name] = B.shape[1]
+        letters = ("lora_embedding_A", "lora_embedding_B") if site.is_embedding else ("lora_A.weight", "lora_B.weight")
+        for letter, factor in zip(letters, (A, B), strict=True):
+            tensors[f"{PREFIX}{name}.{letter}"] = factor.contiguous()
+        if site.factors.bias is not None:
+            tensors[f"{PREFIX}{name}.lora_B.bias"] = site.factors.bias.float().contiguous()
+    for name, parameter in trained.items():
+        tensors[f"{PREFIX}{_original_name(name)}"] = parameter.detach().cpu().contiguous()
+
+    config = _config(sites, ranks, trained, base_model, task_type)
+    report = ExportReport(Path(directory), ranks, {name: site.factors.rank for name, site in sites.items()}, errors)
+    write_atomically(report.directory / "adapter_model.safetensors", save(tensors, {"format": "pt"}))
+    write_atomically(report.directory / "README.md", _card(report, base_model).encode())
+    config.save_pretrained(str(report.directory))
+    return report
+
+
+def _cut(factors: Factors, max_rank: int | None, tolerance: float | None) -> tuple[Tensor, Tensor, float]:
+    A, B = factors.A.float(), (factors.scale * factors.B).float()
+    if max_rank is None and tolerance is None:
+        return A, B, 0.0
+    U, S, Vh = linalg.product_svd(A.flatten(1), B.flatten(1))
+    rank = linalg.truncation_rank(S, max_rank, tolerance)
+    norm = torch.linalg.vector_norm(S)
+    # Eckart-Young: what is lost is the singular tail.
+    error = (torch.linalg.vector_norm(S[rank:]) / norm).item() if norm > 0 else 0.0
+    root = S[:rank].sqrt()
+    cut_A = (root[:, None] * Vh[:rank]).float().reshape(rank, *A.shape[1:])
+    cut_B = (U[:, :rank] * root).float().reshape(B.shape[0], rank, *B.shape[2:])
+    return cut_A, cut_B, error
+
+
+def _config(
+    sites: Mapping[str, ExportSite],
+    ranks: Mapping[str, int],
+    trained: Mapping[str, Tensor],
+    base_model: str | None,
+    task_type: str | None,
+) -> LoraConfig:
+    largest = max(ranks.values())
+    # alpha = r at every site, so that PEFT's scaling is 1: the true scale is inside B.
+    pattern = {f"^{re.escape(name)}": rank for name, rank in ranks.items() if rank != largest}
+    return LoraConfig(
+        r=largest,
+        lora_alpha=largest,
+        rank_pattern=dict(pattern),
+        alpha_pattern=dict(pattern),
+        target_modules=_targets(list(sites)),
+        fan_in_fan_out=any(site.fan_in_fan_out for site in sites.values()),
+        lora_bias=any(site.factors.bias is not None for site in sites.values()),
+        modules_to_save=sorted({_original_name(name).rpartition(".")[0] for name in trained}) or None,
+        base_model_name_or_path=base_model,
+        task_type=task_type,  # type: ignore[arg-type]
+        inference_mode=True,
+    )
+
+
+def _targets(names: list[str]) -> str | list[str]:
+    # PEFT takes a listed name for any longer one that ends in it; a lone top-level "0" would reach "net.0" too.
+    ambiguous = any("." not in name for name in names)
+    return "|".join(re.escape(name) for name in names) if ambiguous else names
+
+
+def _original_name(name: str) -> str:
+    """A trained parameter's name in the base model, out of PEFT's wrapper for modules to save."""
+    return re.sub(r"\.modules_to_save\.[^.]+", "", name)
+
+
+def _card(report: ExportReport, base_model: str | None) -> str:
+    base = base_model or "the original base model"
+    return f"""---
+library_name: peft
+{f"base_model: {base_model}" if base_model else ""}
+tags:
+- lora
+- chain-of-lora
+---
+
+# Chain of LoRA adapter
+
+The sum of a chain of LoRA links (arXiv 2401.04151), trained with fwlora and written as one standard adapter for
+**{base}**, not for the merged weights that training left behind.
+
+```python
+from peft import PeftModel
+model = PeftModel.from_pretrained(base_model, "{report.directory.name}")
+```
+
+Largest rank {max(report.ranks.values())}, largest relative error of a site's update {max(report.errors.values()):.2e}
+(0: nothing was cut).
+"""
+
+
+def _check_bounds(max_rank: int | None, tolerance: float | None) -> None:
+    if max_rank is not None and (isinstance(max_rank, bool) or not isinstance(max_rank, int) or max_rank < 1):
+        raise ArgumentError(f"`export_adapter(max_rank=...)` takes a whole number of at least 1 and got {max_rank!r}.")
+    if tolerance is not None and not 0 <= tolerance < 1:
+        raise ArgumentError(f"`export_adapter(tolerance=...)` takes a relative error in [0, 1) and got {tolerance!r}.")

@@ -1,0 +1,122 @@
+"""The state document: what `state_dict()` adds under the key ``fwlora``. Parsed and checked here, applied elsewhere.
+
+Rules come from the constructor, facts from the state. Tensors and plain containers only, so that
+``torch.load(..., weights_only=True)`` reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from torch import Tensor
+
+from fwlora.errors import StateError
+from fwlora.record.fingerprint import Fingerprint
+
+KEY = "fwlora"
+VERSION = 1
+STEP, KNOT = "fw_step", "fw_knot"
+"""Counters that ride in every param group, for torch's distributed checkpoint keeps nothing else of us."""
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything that a chain is, beside its rules and the inner optimizer's own state.
+
+    Attributes:
+        seed: of the draws.
+        step: optimizer steps taken.
+        link_step: steps taken in the live link.
+        total_steps: length of the run, where known.
+        ranks: rank of the live link at each site.
+        live: A, B and bias of the live link at each site, as allocated.
+        trained: parameters trained in full, by name.
+        links: the chain's own document.
+        ledger: the ledger's own document.
+        residuals: int8 rounding errors by merged parameter; None where left out of the state.
+        originals: fingerprint of each adapted parameter before the first merge.
+        merged: fingerprint of each adapted parameter as it was when the state was made.
+        history: what the knot schedule reads, step by step in the live link.
+    """
+
+    seed: int
+    step: int
+    link_step: int
+    total_steps: int | None
+    ranks: dict[str, int]
+    live: dict[str, dict[str, Tensor]]
+    trained: dict[str, Tensor]
+    links: list[dict[str, Any]]
+    ledger: list[dict[str, Any]]
+    residuals: dict[str, Tensor] | None
+    originals: dict[str, Fingerprint]
+    merged: dict[str, Fingerprint]
+    history: dict[str, list[float]]
+
+    def document(self) -> dict[str, Any]:
+        """Tensors and plain containers, with the format's version."""
+        document = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name in ("originals", "merged"):
+            document[name] = {target: mark._asdict() for target, mark in document[name].items()}
+        return {"version": VERSION, **document}
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> State:
+        """Parse what `document` wrote.
+
+        Args:
+            document: the entry under ``fwlora``.
+
+        Returns:
+            The state.
+
+        Raises:
+            StateError: for another version or a document that is no state of ours.
+        """
+        values = dict(document)
+        version = values.pop("version", None)
+        if version != VERSION:
+            raise StateError(f"The state has format version {version!r} and this fwlora reads {VERSION}; upgrade fwlora.")
+        missing = {f.name for f in fields(cls)} ^ set(values)
+        if missing:
+            raise StateError(f"The state's {KEY!r} entry is damaged: unknown or missing fields {sorted(missing)}.")
+        for name in ("originals", "merged"):
+            values[name] = {target: Fingerprint(mark["exact"], mark["sketch"].cpu()) for target, mark in values[name].items()}
+        return cls(**values)
+
+    def check(self, seed: int, shapes: Mapping[str, tuple[int, ...]], trained: Mapping[str, Tensor]) -> None:
+        """Refuse a state of another seed, of other sites or of other factors.
+
+        Args:
+            seed: the optimizer's.
+            shapes: (out, width, in) of each site's factors.
+            trained: the parameters trained in full.
+
+        Raises:
+            StateError: naming what differs.
+        """
+        if seed != self.seed:
+            raise StateError(
+                f"The state was made with seed={self.seed} and this optimizer has `seed={seed}`; later links would be drawn "
+                "differently. Give the same seed."
+            )
+        differing = sorted(set(shapes) ^ set(self.live))
+        if differing:
+            raise StateError(
+                f"The state and this model differ in {len(differing)} site(s), e.g. {differing[0]!r}; give the same model, "
+                "`target_modules=` and `lora_config=` as when the state was made."
+            )
+        for name, factors in self.live.items():
+            saved = (factors["B"].shape[0], *factors["A"].shape)
+            if saved != shapes[name]:
+                raise StateError(
+                    f"At site {name!r} the state's factors have (out, rank, in) = {saved} and the model's {shapes[name]}; "
+                    "give the same `rank=` or `lora_config=` as when the state was made."
+                )
+        if set(trained) != set(self.trained):
+            raise StateError(
+                f"The state trains {sorted(self.trained)} in full and this optimizer {sorted(trained)}; give the same "
+                "`train_modules=`."
+            )

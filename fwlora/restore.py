@@ -1,0 +1,226 @@
+"""Putting the weights where a chain says they are: by replay from the originals, never by subtraction.
+
+Replay repeats the same in-place operations in the same order, so it is bit-exact on the same kind of machine. It is tried on
+a copy of one weight at a time first, so that a state that does not fit leaves the model as it was.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from fwlora.errors import ArgumentError, CloseReplayWarning, StateError
+from fwlora.layers.rounding import ROUNDED
+from fwlora.layers.sites import Site
+from fwlora.record.chain import Chain, Link
+from fwlora.record.fingerprint import Fingerprint, fingerprint
+
+Original = Mapping[str, Tensor] | str | os.PathLike[str]
+
+
+def marks(sites: Mapping[str, Site]) -> dict[str, Fingerprint]:
+    """Fingerprint of every parameter that merges change."""
+    return {name: fingerprint(target) for site in sites.values() for name, target in site.targets().items()}
+
+
+def replay(site: Site, links: Iterable[Link], start: Mapping[str, Tensor], *, into: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Merge `links` into copies of a site's original weights.
+
+    Args:
+        site: whose links.
+        links: in order.
+        start: the original values by parameter name.
+        into: what receives the result, the site's own parameters or scratch of their shape.
+
+    Returns:
+        The rounding errors of half-precision parameters.
+    """
+    residuals: dict[str, Tensor] = {}
+    with torch.no_grad():
+        for name, target in into.items():
+            if target is not start[name]:
+                target.copy_(start[name])
+    for link in links:
+        if site.name in link.factors:
+            for merge in site.merges(link.factors[site.name], residuals, into=into):
+                merge.run()
+    return residuals
+
+
+def plan(
+    sites: Mapping[str, Site],
+    chain: Chain,
+    originals: Mapping[str, Fingerprint],
+    merged: Mapping[str, Fingerprint],
+    original: Original | None,
+    *,
+    residuals_known: bool,
+) -> tuple[dict[str, Mapping[str, Tensor]], bool]:
+    """Decide, without touching the model, which sites to replay and from which values.
+
+    Args:
+        sites: the model's.
+        chain: the chain of the state.
+        originals: fingerprints before the first merge.
+        merged: fingerprints that the weights must come to have.
+        original: where the original weights are, for weights that are neither original nor merged.
+        residuals_known: whether the state holds the rounding errors of half-precision weights; without them merged
+            weights must be replayed too.
+
+    Returns:
+        For each site that needs a replay its original values, and whether every replay comes out bit for bit.
+
+    Raises:
+        StateError: when some weight is neither, or a replay does not come out.
+    """
+    exact, wanted = True, {}
+    for site in sites.values():
+        now = {name: fingerprint(target) for name, target in site.targets().items()}
+        incomplete = not residuals_known and len(chain) > 0 and site.weight.dtype in ROUNDED
+        if _agree(now, merged) and not incomplete:
+            continue
+        start: Mapping[str, Tensor] = dict(site.targets())
+        if not _agree(now, originals):
+            if not incomplete and all(mark.close(merged[name], _tolerance(site.targets()[name])) for name, mark in now.items()):
+                exact = False
+                continue
+            if original is None and incomplete and _agree(now, merged):
+                raise StateError(
+                    f"{site.name!r} is merged in half precision and the state was saved with `residual_in_state=False`, so "
+                    "its rounding errors are gone: load the original base model first, or give "
+                    "`ChainLoRAOptimizer(original=...)`."
+                )
+            if original is None:
+                raise StateError(
+                    f"{site.name!r} holds weights that are neither the original ones of this chain nor those merged after "
+                    f"{len(chain)} knot(s). Load the original base model (or the checkpoint that the state was saved with) "
+                    "first, or give `ChainLoRAOptimizer(original=...)` the original weights."
+                )
+            start = read_original(original, site, originals)
+        scratch = {name: torch.empty_like(target) for name, target in site.targets().items()}
+        replay(site, chain, start, into=scratch)
+        for name, target in scratch.items():
+            mark = fingerprint(target)
+            if mark.exact == merged[name].exact:
+                continue
+            if not mark.close(merged[name], _tolerance(target)):
+                raise StateError(
+                    f"Replaying {len(chain)} link(s) at {site.name!r} does not give the weights that the state was saved "
+                    "with; the state or its links are damaged."
+                )
+            exact = False
+        wanted[site.name] = start
+    return wanted, exact
+
+
+def read_original(original: Original, site: Site, originals: Mapping[str, Fingerprint]) -> dict[str, Tensor]:
+    """A site's original values from a state_dict, a safetensors file or a folder of them, checked by fingerprint.
+
+    Args:
+        original: where to look.
+        site: whose values.
+        originals: what they must be.
+
+    Returns:
+        The values by parameter name, on the site's device.
+
+    Raises:
+        StateError: for values that are missing or are not the originals.
+    """
+    found = {}
+    for name, target in site.targets().items():
+        value = lookup(original, name)
+        if value is None:
+            raise StateError(f"`original=` holds no {name!r}; give the weights that the chain started from.")
+        value = value.to(target)
+        if value.shape != target.shape or fingerprint(value).exact != originals[name].exact:
+            raise StateError(f"`original=` holds other values of {name!r} than those the chain started from.")
+        found[name] = value
+    return found
+
+
+def source_of(model: torch.nn.Module) -> str:
+    """The folder that the model was loaded from.
+
+    Args:
+        model: a transformers model.
+
+    Returns:
+        A local folder, the hub's cache included; nothing is downloaded.
+
+    Raises:
+        ArgumentError: where there is none.
+    """
+    name = getattr(getattr(model, "config", None), "_name_or_path", "") or ""
+    if name and Path(name).is_dir():
+        return name
+    if name:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
+        try:
+            return snapshot_download(name, local_files_only=True)
+        except (LocalEntryNotFoundError, OSError, ValueError):
+            pass
+    raise ArgumentError(
+        "`original=None` re-reads the weights that the model was loaded from, and "
+        + (f"{name!r} is not on this machine" if name else "this model was not loaded from anywhere")
+        + "; give `original=` a state_dict, a safetensors file or a folder."
+    )
+
+
+def lookup(original: Original, name: str) -> Tensor | None:
+    """A parameter's value in a state_dict, a safetensors file or a folder of them; None where it holds none."""
+    if isinstance(original, Mapping):
+        key = _key(list(original), name)
+        return None if key is None else original[key]
+    path = Path(original)
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    for file in files:
+        with safe_open(file, framework="pt") as handle:
+            key = _key(list(handle.keys()), name)
+            if key is not None:
+                return handle.get_tensor(key)
+    return None
+
+
+def report_closeness(exact: bool, exact_replay: bool) -> None:
+    """Say once that a replay differs by rounding, or refuse it.
+
+    Args:
+        exact: whether it came out bit for bit.
+        exact_replay: whether nothing less will do.
+
+    Raises:
+        StateError: for a close replay under `exact_replay=True`.
+    """
+    if exact:
+        return
+    message = "The replayed weights differ from the saved ones by rounding (another device or library version?)"
+    if exact_replay:
+        raise StateError(f"{message}, and `exact_replay=True` refuses that; nothing was changed.")
+    warnings.warn(f"{message}; training goes on from them.", CloseReplayWarning, stacklevel=5)
+
+
+def _agree(now: Mapping[str, Fingerprint], then: Mapping[str, Fingerprint]) -> bool:
+    return all(mark.exact == then[name].exact for name, mark in now.items())
+
+
+def _tolerance(target: Tensor) -> float:
+    # A sum that differs in its last float32 bit may round to the next half-precision number.
+    return 1e-4 if target.dtype in ROUNDED else 1e-6
+
+
+def _key(keys: list[str], name: str) -> str | None:
+    """The key of a parameter: its name, with or without PEFT's infix and a wrapper's or base class's prefix."""
+    module, _, leaf = name.rpartition(".")
+    wanted = (name, f"{module}.base_layer.{leaf}")
+    exact = [key for key in keys if key in wanted]
+    ending = [key for key in keys if key.endswith(tuple(f".{w}" for w in wanted)) or name.endswith(f".{key}")]
+    return (exact or ending or [None])[0]

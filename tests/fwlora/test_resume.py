@@ -1,0 +1,395 @@
+"""Nothing is lost: a resumed run is bit for bit the uninterrupted one."""
+
+from __future__ import annotations
+
+import copy
+import io
+
+import pytest
+import torch
+
+from fwlora import At, Decay, Every, StepDown
+from fwlora.errors import ArgumentError, ChainFileError, CloseReplayWarning, StateError
+from fwlora.layers.rounding import RowMerge
+from fwlora.rules import KnotSchedule
+from tests.conftest import make_chain, train
+from tests.tables import CASES, INNERS, loss_of
+
+
+def through_disk(document):
+    """torch.save, then the strict loader that transformers uses."""
+    buffer = io.BytesIO()
+    torch.save(document, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=True)
+
+
+def assert_same(model, optimizer, other_model, other):
+    assert optimizer.ledger == other.ledger.replayed(None)
+    assert optimizer.progress == other.progress
+    for (name, mine), theirs in zip(model.named_parameters(), other_model.parameters(), strict=True):
+        assert torch.equal(mine, theirs), name
+    for name in optimizer.sites:
+        assert torch.equal(optimizer.delta(name), other.delta(name))
+
+
+@pytest.mark.parametrize("phase", [2, 3, 4, 6], ids="steps={}".format)
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("linear", {}),
+        ("linear", {"rank": StepDown([3, 2, 1])}),
+        ("linear", {"freeze_A": True}),
+        ("linear", {"knots": At([3, 6]), "link_lr": Decay(warmup=1)}),
+        ("conv2d", {}),
+        ("embedding", {}),
+        ("gpt2", {}),
+        ("opt", {}),
+        ("llama", {"train_modules": ["norm"], "lr_ratio": 4.0}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else ",".join(value) or "defaults",
+)
+@pytest.mark.parametrize("weights", ["pristine base", "full checkpoint"])
+def test_resumed_run_is_bitwise_the_uninterrupted_run(kind, options, phase, weights):
+    """Around the knot at step 3: from `torch.save(optimizer.state_dict())` alone, and with the model's own checkpoint."""
+    case = CASES[kind]
+    batch = case.batch()
+    total = {"total_steps": 9} if "link_lr" in options else {}
+
+    def start():
+        model = case.model()
+        optimizer = make_chain(case, model, **options)
+        for name, value in total.items():
+            setattr(optimizer, name, value)
+        return model, optimizer
+
+    model, optimizer = start()
+    train(optimizer, model, batch, phase)
+    saved = through_disk({"optimizer": optimizer.state_dict(), "model": model.state_dict()})
+    losses = train(optimizer, model, batch, 5)
+
+    other_model, other = start()
+    if weights == "full checkpoint":
+        other_model.load_state_dict(saved["model"])
+    other.load_state_dict(saved["optimizer"])
+    assert all(record.replay == ("exact" if weights == "pristine base" else None) for record in other.ledger)
+    assert train(other, other_model, batch, 5) == losses
+    assert_same(model, optimizer, other_model, other)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("residual_in_state", [True, False])
+def test_resumed_half_precision_run_is_bitwise_the_uninterrupted_run(dtype, residual_in_state):
+    case = CASES["llama"]
+    model = case.model(dtype)
+    optimizer = make_chain(case, model, residual_in_state=residual_in_state)
+    train(optimizer, model, case.batch(), 7)
+    saved = through_disk(optimizer.state_dict())
+    losses = train(optimizer, model, case.batch(), 4)
+
+    other_model = case.model(dtype)
+    other = make_chain(case, other_model, residual_in_state=residual_in_state)
+    other.load_state_dict(saved)
+    assert train(other, other_model, case.batch(), 4) == losses
+    assert_same(model, optimizer, other_model, other)
+
+
+def test_merged_half_precision_weights_without_residuals_need_the_originals():
+    case = CASES["llama"]
+    model = case.model(torch.bfloat16)
+    optimizer = make_chain(case, model, residual_in_state=False)
+    train(optimizer, model, case.batch(), 4)
+    saved = through_disk({"optimizer": optimizer.state_dict(), "model": model.state_dict()})
+    losses = train(optimizer, model, case.batch(), 3)
+
+    merged = case.model(torch.bfloat16)
+    bare = make_chain(case, merged)
+    merged.load_state_dict(saved["model"])
+    with pytest.raises(StateError, match="residual_in_state=False"):
+        bare.load_state_dict(saved["optimizer"])
+
+    other_model = case.model(torch.bfloat16)
+    original = copy.deepcopy(other_model.state_dict())
+    other = make_chain(case, other_model, original=original)
+    other_model.load_state_dict(saved["model"])
+    other.load_state_dict(saved["optimizer"])
+    assert train(other, other_model, case.batch(), 3) == losses
+
+
+@pytest.mark.parametrize(("inner", "options"), INNERS, ids=lambda value: getattr(value, "__name__", None))
+def test_every_inner_optimizer_resumes_bitwise(inner, options):
+    case = CASES["linear"]
+    model = case.model()
+    optimizer = make_chain(case, model, inner=inner, **options)
+    train(optimizer, model, case.batch(), 4)
+    saved = through_disk(optimizer.state_dict())
+    losses = train(optimizer, model, case.batch(), 4)
+    other_model = case.model()
+    other = make_chain(case, other_model, inner=inner, **options)
+    other.load_state_dict(saved)
+    assert train(other, other_model, case.batch(), 4) == losses
+    assert_same(model, optimizer, other_model, other)
+
+
+def test_double_load_merges_nothing_twice(chained):
+    model, optimizer, _ = chained(steps=7)
+    before = [p.detach().clone() for p in model.parameters()]
+    for _ in range(2):
+        optimizer.load_state_dict(optimizer.state_dict())
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+    assert [record.replay for record in optimizer.ledger] == [None, None]
+
+
+def test_load_on_other_weights_raises_with_nothing_changed(chained):
+    _, optimizer, _ = chained(steps=4)
+    saved = through_disk(optimizer.state_dict())
+    model, other, _ = chained(steps=1)
+    with torch.no_grad():
+        other.sites["layers.2"].weight.add_(0.1)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(StateError, match=r"layers\.2.*neither the original"):
+        other.load_state_dict(saved)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert other.progress.step == 1
+
+
+def test_load_on_weights_of_a_later_knot_replays_from_original():
+    """load_best_model_at_end: the base has absorbed later knots; `original=` brings it back."""
+    case = CASES["linear"]
+    model = case.model()
+    original = copy.deepcopy(model.state_dict())
+    optimizer = make_chain(case, model, original=original)
+    train(optimizer, model, case.batch(), 4)
+    best = through_disk(optimizer.state_dict())
+    then = [p.detach().clone() for p in model.parameters()]
+    train(optimizer, model, case.batch(), 6)
+    optimizer.load_state_dict(best)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), then, strict=True))
+    assert len(optimizer.chain) == 1
+
+
+def test_replay_that_differs_by_rounding_warns_or_raises(chained, monkeypatch):
+    """Another device sums in another order: half a last place here."""
+    _, optimizer, _ = chained(steps=4)
+    saved = through_disk(optimizer.state_dict())
+    add = RowMerge._add
+
+    def elsewhere(self, W, left):
+        add(self, W, left)
+        W.mul_(1 + 2**-23)
+
+    monkeypatch.setattr(RowMerge, "_add", elsewhere)
+    _, strict, _ = chained(exact_replay=True)
+    with pytest.raises(StateError, match="exact_replay=True"):
+        strict.load_state_dict(saved)
+    assert len(strict.chain) == 0
+    _, other, _ = chained()
+    with pytest.warns(CloseReplayWarning):
+        other.load_state_dict(saved)
+    assert other.ledger[0].replay == "close"
+
+
+def test_damaged_link_is_refused_with_nothing_changed(chained):
+    _, optimizer, _ = chained(steps=4)
+    saved = through_disk(optimizer.state_dict())
+    saved["fwlora"]["links"][0]["sites"]["layers.0"]["B"][0] += 1
+    model, other, _ = chained()
+    before = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(StateError, match="Replaying 1 link"):
+        other.load_state_dict(saved)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": 1}, "seed=0"),
+        ({"rank": 3}, "same `rank=`"),
+        ({"target_modules": ["layers.0"]}, "differ in 1 site"),
+        ({"inner": torch.optim.SGD, "freeze_A": True}, "parameter groups"),
+    ],
+    ids=["seed", "rank", "sites", "groups"],
+)
+def test_state_of_another_chain_is_refused_with_nothing_changed(chained, options, message):
+    _, optimizer, _ = chained(steps=4)
+    saved = through_disk(optimizer.state_dict())
+    model, other, _ = chained(**options)
+    before = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises((StateError, ValueError), match=message):
+        other.load_state_dict(saved)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+    assert len(other.chain) == 0
+
+
+@pytest.mark.parametrize("change", ["version", "field"])
+def test_unknown_state_document_is_refused(chained, change):
+    _, optimizer, _ = chained(steps=1)
+    saved = through_disk(optimizer.state_dict())
+    if change == "version":
+        saved["fwlora"]["version"] = 99
+    else:
+        del saved["fwlora"]["ranks"]
+    with pytest.raises(StateError, match=r"version 99|\['ranks'\]"):
+        optimizer.load_state_dict(saved)
+
+
+def test_links_on_disk_resume_as_links_in_memory(chained, tmp_path):
+    model, optimizer, batch = chained(steps=7, chain_dir=tmp_path / "run")
+    in_memory_model, in_memory, _ = chained(steps=7)
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["link-00000.safetensors", "link-00001.safetensors"]
+    saved = through_disk(optimizer.state_dict())
+    assert "sites" not in saved["fwlora"]["links"][0]
+    train(optimizer, model, batch, 3)  # a later link file, to be ignored
+
+    other_model, other, _ = chained(chain_dir=tmp_path / "run")
+    other.load_state_dict(saved)
+    assert_same(in_memory_model, in_memory, other_model, other)
+    train(other, other_model, batch, 3)
+    assert_same(model, optimizer, other_model, other)
+
+
+def test_links_on_disk_are_checked(chained, tmp_path):
+    _, optimizer, _ = chained(steps=4, chain_dir=tmp_path)
+    saved = through_disk(optimizer.state_dict())
+    _, other, _ = chained(chain_dir=tmp_path)
+    file = tmp_path / "link-00000.safetensors"
+    good = file.read_bytes()
+    file.write_bytes(good[:-1] + b"x")
+    with pytest.raises(ChainFileError, match="not the file"):
+        other.load_state_dict(saved)
+    file.unlink()
+    with pytest.raises(ChainFileError, match="lacks link-00000"):
+        other.load_state_dict(saved)
+    _, bare, _ = chained()
+    with pytest.raises(ArgumentError, match="chain_dir"):
+        bare.load_state_dict(saved)
+
+
+def test_save_and_load_through_a_folder(chained, tmp_path):
+    model, optimizer, batch = chained(steps=4)
+    path = optimizer.save(tmp_path / "state")
+    losses = train(optimizer, model, batch, 3)
+    other_model, other, _ = chained()
+    with pytest.raises(ArgumentError, match=r"chain\.pt"):
+        other.load(tmp_path)
+    other.load(path.parent)
+    assert train(other, other_model, batch, 3) == losses
+    assert [file.name for file in path.parent.iterdir()] == ["chain.pt"]
+
+
+class WhenFlat(KnotSchedule):
+    """Ties when the loss has not fallen for two steps; for tests of what schedules may read."""
+
+    reads = frozenset({"loss", "descent"})
+
+    def due(self, progress):
+        losses = progress.history["loss"]
+        assert progress.descent is not None
+        return len(losses) >= 2 and losses[-1] > losses[-2]
+
+
+def test_history_that_a_schedule_reads_survives_a_resume(chained):
+    case = CASES["linear"]
+
+    def run(optimizer, model, steps):
+        for _ in range(steps):
+            optimizer.zero_grad()
+            optimizer.step(lambda: train_loss(model, optimizer))
+        return optimizer.progress
+
+    def train_loss(model, optimizer):
+        loss = loss_of(model, {"x": case.batch()["x"] * (1 + optimizer.progress.step % 3)})
+        loss.backward()
+        return loss
+
+    model, optimizer, _ = chained(knots=WhenFlat())
+    run(optimizer, model, 5)
+    saved = through_disk(optimizer.state_dict())
+    expected = run(optimizer, model, 6)
+    other_model, other, _ = chained(knots=WhenFlat())
+    other.load_state_dict(saved)
+    assert run(other, other_model, 6) == expected
+    assert len(optimizer.chain) > 0
+
+
+def test_schedule_that_reads_the_loss_must_be_told(chained):
+    model, optimizer, batch = chained(knots=WhenFlat())
+    with pytest.raises(ArgumentError, match="observe"):
+        train(optimizer, model, batch, 1)
+    optimizer.observe(1.0)
+    train(optimizer, model, batch, 1)
+    assert optimizer.progress.loss == 1.0
+    assert optimizer.progress.step == 1
+
+
+@pytest.mark.parametrize("knot", [0, 1, 2])
+@pytest.mark.parametrize("source", ["state_dict", "file", "folder"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_rollback_equals_the_run_at_that_knot(tmp_path, knot, source, dtype):
+    """Weights, live link, chain, ledger and counters; and the run that goes on from there."""
+    from safetensors.torch import save_file
+
+    case = CASES["opt"]
+    model = case.model(dtype)
+    original = copy.deepcopy(model.state_dict())
+    weights = {name: value.clone() for name, value in original.items() if name != "lm_head.weight"}
+    save_file(weights, tmp_path / "model.safetensors")
+    original = {"state_dict": original, "file": tmp_path / "model.safetensors", "folder": tmp_path}[source]
+    optimizer = make_chain(case, model)
+    train(optimizer, model, case.batch(), 8)
+
+    then_model = case.model(dtype)
+    then = make_chain(case, then_model)
+    train(then, then_model, case.batch(), 3 * knot)
+
+    optimizer.rollback(knot, original=original)
+    assert_same(then_model, then, model, optimizer)
+    assert train(optimizer, model, case.batch(), 4) == train(then, then_model, case.batch(), 4)
+    assert_same(then_model, then, model, optimizer)
+
+
+def test_rollback_rereads_the_folder_that_the_model_came_from(tmp_path):
+    case = CASES["llama"]
+    case.model().save_pretrained(tmp_path)
+    model = type(case.model()).from_pretrained(tmp_path)
+    optimizer = make_chain(case, model)
+    train(optimizer, model, case.batch(), 7)
+    optimizer.rollback(0)
+    pristine = case.model().state_dict()
+    for name, site in optimizer.sites.items():
+        assert torch.equal(site.weight, pristine[f"{name}.weight"])
+
+
+def test_rollback_refuses_what_it_cannot_turn_back(chained):
+    original = copy.deepcopy(CASES["llama"].model().state_dict())
+    model, optimizer, _ = chained("llama", steps=4, train_modules=["norm"])
+    before = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(ArgumentError, match="knots 0 to 1"):
+        optimizer.rollback(2, original=original)
+    with pytest.raises(ArgumentError, match="not loaded from anywhere"):
+        optimizer.rollback(0)
+    with pytest.raises(ArgumentError, match="trained in full"):
+        optimizer.rollback(0, original={k: v for k, v in original.items() if "norm" not in k})
+    with pytest.raises(StateError, match="other values"):
+        optimizer.rollback(0, original={k: v + 1 for k, v in original.items()})
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+    optimizer.rollback(0, original=original)
+    assert torch.equal(model.model.norm.weight, original["model.norm.weight"])
+
+
+def test_fresh_factors_depend_on_seed_knot_and_site_alone(chained):
+    _, one, _ = chained(steps=3)
+    torch.manual_seed(99)
+    _, two, _ = chained(steps=3, lr=0.5)
+    _, three, _ = chained(steps=3, seed=1)
+    first, again, other = (optimizer.sites["layers.0"].A for optimizer in (one, two, three))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert not torch.equal(first, one.chain[0].factors["layers.0"].A)
+
+
+def test_unbound_every_needs_no_length_and_binds_one(chained):
+    _, optimizer, _ = chained(knots=Every(3))
+    assert optimizer.total_steps is None
+    optimizer.total_steps = 10
+    assert optimizer.progress.total_steps == 10
