@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fwlora.errors import ArgumentError
+from fwlora.errors import ArgumentError, DisconnectedParametersError, NoGradientError
 
 # Optimizers for which zeroing every state tensor in place is the same as never having stepped, bit for bit. For the others
 # (NAdam's mu_product starts at 1, Rprop's step size at lr, ...) the state is dropped and they build it anew.
@@ -228,3 +228,28 @@ def check_muon(inner: object, sites: Iterable[tuple[str, bool, list[nn.Parameter
                 f"`inner=Muon` orthogonalises the updates of matrices, and the site {name!r} is not a plain Linear. Leave it "
                 "out of `target_modules=` (and `lora_bias=` off), or use AdamW."
             )
+
+
+def check_connected(stepped: Iterable[Tensor], factors: Iterable[nn.Parameter]) -> None:
+    """At the first step: the groups hold the model's own factors, and some factor has a gradient.
+
+    Args:
+        stepped: the parameters in the groups.
+        factors: the model's factors, looked up now.
+
+    Raises:
+        DisconnectedParametersError: for factors that no group holds.
+        NoGradientError: where nothing would ever train.
+    """
+    ids = {id(parameter) for parameter in stepped}
+    trainable = [parameter for parameter in factors if parameter.requires_grad]
+    if any(id(parameter) not in ids for parameter in trainable):
+        raise DisconnectedParametersError(
+            "The optimizer's parameters are no longer the model's own (was the model sharded, cast or re-injected after "
+            "`ChainLoRAOptimizer(model)`?); make the optimizer last."
+        )
+    if all(parameter.grad is None for parameter in trainable):
+        raise NoGradientError(
+            "No factor has a gradient at the first step. Call `loss.backward()` before `step()`; under gradient "
+            "checkpointing use `use_reentrant=False`, or `model.enable_input_require_grads()`."
+        )

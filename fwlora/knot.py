@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from fwlora import distributed, linalg
-from fwlora.errors import KnotError, RankDisagreementError
+from fwlora.errors import KnotError, NonFiniteFactorsError, RankDisagreementError
 from fwlora.inner import DelegatingOptimizer
 from fwlora.layers.rounding import RowMerge
-from fwlora.layers.sites import Site
+from fwlora.layers.sites import Site, first_nonfinite
 from fwlora.linalg import Factors
 from fwlora.record.chain import Link
 from fwlora.record.fingerprint import fingerprint
@@ -98,6 +98,23 @@ class Knot:
     def _norm(self, name: str) -> float:
         factors = self._retired[name]
         return abs(factors.scale) * linalg.product_norm(*factors.matrices())
+
+
+def check_finite(sites: Mapping[str, Site]) -> None:
+    """Refuse a knot on any rank where a factor of some rank is not finite.
+
+    Args:
+        sites: all sites.
+
+    Raises:
+        NonFiniteFactorsError: naming the site.
+    """
+    name = first_nonfinite(sites)
+    if not distributed.every(name is None):
+        where = f"at {name!r}" if name else "on another rank"
+        raise NonFiniteFactorsError(
+            f"A factor {where} holds inf or nan, and a knot would merge it for ever. Lower the lr, or clip gradients."
+        )
 
 
 def verify(sites: Mapping[str, Site], inner: DelegatingOptimizer) -> None:

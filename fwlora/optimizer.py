@@ -9,33 +9,21 @@ from __future__ import annotations
 import inspect
 import os
 import warnings
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from peft import LoraConfig
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
-from fwlora import distributed
 from fwlora.course import Course
-from fwlora.errors import (
-    ArgumentError,
-    DisconnectedParametersError,
-    NoGradientError,
-    NonFiniteFactorsError,
-    RefusedKnotWarning,
-)
-from fwlora.inner import build_inner, check_muon, groups_by_role
-from fwlora.knot import Knot, link_norm, sigint_waits, verify, verify_agreement
-from fwlora.layers.attach import attach, lora_layers, own, undone_on_error
-from fwlora.layers.sites import Site, first_nonfinite, generator_for
-from fwlora.persistence import PersistentOptimizer
-from fwlora.record.chain import Chain
-from fwlora.record.ledger import KnotRecord, Ledger
+from fwlora.errors import ArgumentError, NonFiniteFactorsError, RefusedKnotWarning
+from fwlora.inner import build_inner, check_connected, check_muon, groups_by_role
+from fwlora.knot import Knot, check_finite, link_norm, sigint_waits, verify, verify_agreement
+from fwlora.layers.attach import attach, lora_layers, undone_on_error
+from fwlora.layers.sites import Site, generator_for
+from fwlora.outlets import ExportingChain
+from fwlora.record.ledger import KnotRecord
 from fwlora.restore import Original
 from fwlora.rules import (
     Add,
@@ -48,15 +36,17 @@ from fwlora.rules import (
     KnotSchedule,
     LinkLR,
     MergeRule,
-    Progress,
     RankSchedule,
     ResetRule,
 )
 
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
 T = TypeVar("T")
 
 
-class ChainLoRAOptimizer(PersistentOptimizer):
+class ChainLoRAOptimizer(ExportingChain):
     r"""Chain of LoRA (COLA, arXiv 2401.04151, Algorithm 1) in any training loop.
 
     At every site the frozen weight W carries a live link, ``W + s B A``. Between knots an inner optimizer trains A and B; at a
@@ -182,12 +172,9 @@ class ChainLoRAOptimizer(PersistentOptimizer):
         self._knot: Knot | None = None
         self._unchecked_agreement = False
         self._is_connected = False
-        self._knot_hooks: OrderedDict[int, Callable[[KnotRecord], None]] = OrderedDict()
         if draws_first:
             for site in sites.values():
                 self.start_link(site, 0)
-
-    # -- the loop -----------------------------------------------------------------------------------------------------
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """One inner step on the live link; then a knot, if one is due.
@@ -212,7 +199,9 @@ class ChainLoRAOptimizer(PersistentOptimizer):
             with torch.enable_grad():
                 loss = closure()
             self.observe(loss)
-        self._check_connected()
+        if not self._is_connected:
+            check_connected(self.parameters(), self._factors())
+            self._is_connected = True
         self._course.observe(self._descent())
         with self._link_rates():
             self.inner.step()
@@ -232,7 +221,7 @@ class ChainLoRAOptimizer(PersistentOptimizer):
         """
         self._check_unfinished()
         self.complete_knot()
-        self._check_finite()
+        check_finite(self._sites)
         self.fingerprint_originals()
         shrink, scale = self.merge.plan(link_norm(self._sites), None, len(self._chain))
         assert shrink == 1.0, "Add() never shrinks"
@@ -260,99 +249,9 @@ class ChainLoRAOptimizer(PersistentOptimizer):
         for hook in list(self._knot_hooks.values()):
             hook(record)
 
-    def merge_and_unload(self) -> nn.Module:
-        """Fold every link into the weights and give back the plain model; the optimizer is done.
-
-        Returns:
-            The base model without LoRA layers, the same object that was given.
-        """
-        self._check_unfinished()
-        self.complete_knot()
-        if any(bool(site.zeroed.any()) for site in self._sites.values()) or not len(self._chain):
-            self.tie_knot()
-        return self._unload()
-
-    # -- what one may read --------------------------------------------------------------------------------------------
-
-    @property
-    def progress(self) -> Progress:
-        """Where the run stands, as the rules see it."""
-        return self._course.progress
-
-    @property
-    def sites(self) -> Mapping[str, Site]:
-        """The adapted layers by name."""
-        return MappingProxyType(self._sites)
-
-    @property
-    def chain(self) -> Chain:
-        """The retired links."""
-        return self._chain
-
-    @property
-    def ledger(self) -> Ledger:
-        """One record a knot."""
-        return self._ledger
-
-    @property
-    def link_factor(self) -> float:
-        """The factor that `link_lr` puts on the learning rates at the next step."""
-        return self._course.factor
-
-    @property
-    def total_steps(self) -> int | None:
-        """Optimizer steps of the whole run, where known; settable unless the knot schedule has its own number."""
-        return self._course.total_steps
-
-    @total_steps.setter
-    def total_steps(self, steps: int) -> None:
-        self._course.bind(steps)
-
-    def on_knot(self, hook: Callable[[KnotRecord], None]) -> RemovableHandle:
-        """Call `hook(record)` after every knot.
-
-        Args:
-            hook: it sees the record; the knot is complete by then.
-
-        Returns:
-            A handle whose `remove()` takes the hook off.
-        """
-        handle = RemovableHandle(self._knot_hooks)
-        self._knot_hooks[handle.id] = hook
-        return handle
-
-    def observe(self, loss: float | Tensor) -> None:
-        """Tell the loss of the coming step to a knot schedule that reads it, where `step()` gets no closure."""
-        self._course.hear(loss)
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Train further parameters of the model in full, as torch.optim does; the state keeps them by name.
-
-        Args:
-            param_group: ``{"params": ..., ...}``.
-
-        Raises:
-            ArgumentError: for parameters that are not the model's.
-        """
-        if not self._built:
-            return
-        params = param_group["params"]
-        params = [params] if isinstance(params, Tensor) else list(params)
-        names = {id(p): name for name, p in self._attachment.model.named_parameters()}
-        if not all(id(p) in names for p in params):
-            raise ArgumentError("`add_param_group(...)` takes parameters of the model, so that the state can name them.")
-        super().add_param_group({"role": "trained", **param_group, "params": params})
-        self._mark_groups()
-        self._attachment.trained.update({names[id(p)]: p for p in params})  # pyright: ignore[reportCallIssue, reportArgumentType]
-
     def start_link(self, site: Site, index: int) -> None:
         """Reset a site to the fresh factors of the link of this index."""
         site.reset_(self._draw(site, index).to(site.drawn))
-
-    def _factors(self) -> list[nn.Parameter]:
-        return [parameter for site in self._sites.values() for parameter in site.parameters()]
-
-    # -- inside a step ------------------------------------------------------------------------------------------------
 
     def _draw(self, site: Site, index: int) -> Tensor:
         rank = site.width if self.ranks is None else min(site.width, self.ranks.rank(index))
@@ -399,8 +298,6 @@ class ChainLoRAOptimizer(PersistentOptimizer):
             and any(p.grad is not None for p in self.parameters())
         )
 
-    # -- checks -------------------------------------------------------------------------------------------------------
-
     def _check_ready(self) -> None:
         self._check_unfinished()
         self._check_loaded()
@@ -412,37 +309,6 @@ class ChainLoRAOptimizer(PersistentOptimizer):
         if self._unchecked_agreement:
             verify_agreement(self._sites)
             self._unchecked_agreement = False
-
-    def _check_connected(self) -> None:
-        """At the first step of this process: the groups hold the model's own factors, and some factor has a gradient."""
-        if self._is_connected:
-            return
-        stepped = {id(p) for p in self.parameters()}
-        factors = [p for p in self._factors() if p.requires_grad]
-        if any(id(p) not in stepped for p in factors):
-            raise DisconnectedParametersError(
-                "The optimizer's parameters are no longer the model's own (was the model sharded, cast or re-injected after "
-                "`ChainLoRAOptimizer(model)`?); make the optimizer last."
-            )
-        if all(p.grad is None for p in factors):
-            raise NoGradientError(
-                "No factor has a gradient at the first step. Call `loss.backward()` before `step()`; under gradient "
-                "checkpointing use `use_reentrant=False`, or `model.enable_input_require_grads()`."
-            )
-        self._is_connected = True
-
-    def _check_finite(self) -> None:
-        name = first_nonfinite(self._sites)
-        if not distributed.every(name is None):
-            where = f"at {name!r}" if name else "on another rank"
-            raise NonFiniteFactorsError(
-                f"A factor {where} holds inf or nan, and a knot would merge it for ever. Lower the lr, or clip gradients."
-            )
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._knot_hooks = OrderedDict()
-        own(self._sites, self)
 
 
 def unwrap(optimizer: Any) -> ChainLoRAOptimizer:

@@ -1,35 +1,30 @@
-"""What a chain keeps, and how it leaves the process and comes back: state, rollback, export, the plain model."""
+"""How a chain leaves the process and comes back: the state, files, rollback."""
 
 from __future__ import annotations
 
 import io
 import os
-from abc import abstractmethod
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fwlora import distributed, restore
 from fwlora.course import Course
-from fwlora.errors import ArgumentError, FinishedError, StateError
-from fwlora.inner import DelegatingOptimizer
-from fwlora.layers import attach
+from fwlora.errors import ArgumentError
+from fwlora.holder import ChainHolder
 from fwlora.layers.attach import Attachment
 from fwlora.layers.sites import Site
-from fwlora.linalg import Factors
 from fwlora.record.chain import Chain, write_atomically
-from fwlora.record.export import ExportReport, ExportSite, export_adapter
-from fwlora.record.fingerprint import Fingerprint
 from fwlora.record.ledger import Ledger
 from fwlora.record.state import KEY, KNOT, STEP, State
 
 FILE = "chain.pt"
 
 
-class PersistentOptimizer(DelegatingOptimizer):
-    """A delegating optimizer with a chain's facts.
+class PersistentChain(ChainHolder):
+    """A chain that can be saved, loaded and turned back.
 
     Args:
         inner: the optimizer that takes the steps.
@@ -54,41 +49,10 @@ class PersistentOptimizer(DelegatingOptimizer):
         residual_in_state: bool,
         exact_replay: bool,
     ) -> None:
-        super().__init__(inner)
-        self.seed = seed
-        self._attachment = attachment
-        self._course = course
-        self._chain = Chain(chain_dir)
-        self._ledger = Ledger()
-        self._residuals: dict[str, Tensor] = {}
-        self._originals: dict[str, Fingerprint] | None = None
+        super().__init__(inner, attachment, course, seed=seed, chain_dir=chain_dir)
         self._original = original
         self._residual_in_state = residual_in_state
         self._exact_replay = exact_replay
-        self._awaits_load = False
-        self._finished = False
-        attach.own(attachment.sites, self)
-        self._mark_groups()
-
-    @abstractmethod
-    def complete_knot(self) -> None:
-        """Go on with a knot that an exception cut off."""
-
-    @abstractmethod
-    def start_link(self, site: Site, index: int) -> None:
-        """Reset a site to the fresh factors of the link of this index."""
-
-    @property
-    def _sites(self) -> dict[str, Site]:
-        return self._attachment.sites
-
-    def fingerprint_originals(self) -> dict[str, Fingerprint]:
-        """Fingerprints of the adapted weights before the first merge, taken once."""
-        if self._originals is None:
-            self._originals = restore.marks(self._sites)
-        return self._originals
-
-    # -- state --------------------------------------------------------------------------------------------------------
 
     def state_document(self) -> dict[str, Any]:
         """``state``, ``param_groups`` and everything of the chain under one key; it never communicates."""
@@ -197,8 +161,6 @@ class PersistentOptimizer(DelegatingOptimizer):
             raise ArgumentError(f"`load({str(directory)!r})` finds no {FILE} there; give a folder that `save()` wrote.")
         self.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
 
-    # -- the way back and the way out ---------------------------------------------------------------------------------
-
     def rollback(self, to_knot: int, original: restore.Original | None = None) -> None:
         """Return to the moment after knot `to_knot`: weights replayed from the originals, the live link fresh.
 
@@ -241,108 +203,6 @@ class PersistentOptimizer(DelegatingOptimizer):
         self.forget(self.parameters())
         self._ledger = ledger
         self._course.restore(ledger.column("step")[-1] if to_knot else 0, 0, to_knot, self._course.total_steps, {})
-
-    def compact(self) -> None:
-        """Shrink masked factors to the live link's rank for good, once training is over.
-
-        The Parameters are new ones and the inner optimizer forgets the old; PEFT's own configuration follows, so that
-        `save_pretrained` writes what loads again.
-        """
-        self.complete_knot()
-        self._check_unfinished()
-        for site in self._sites.values():
-            old = site.parameters()
-            site.compact_(self._attachment.config)
-            swapped = dict(zip(map(id, old), site.parameters(), strict=True))
-            for group in self.param_groups:
-                group["params"] = [swapped.get(id(p), p) for p in group["params"]]
-            for parameter in old:
-                self.state.pop(parameter, None)
-
-    def export_adapter(
-        self,
-        directory: str | os.PathLike[str],
-        *,
-        max_rank: int | None = None,
-        tolerance: float | None = None,
-        base_model: str | None = None,
-    ) -> ExportReport:
-        """Write the chain and the live link as ONE standard PEFT adapter for the original base model.
-
-        Args:
-            directory: made where missing.
-            max_rank: cut every site to this rank; None keeps the sum of the links' ranks, which is exact.
-            tolerance: cut every site to the smallest rank with this relative Frobenius error.
-            base_model: name or path of the original base for the adapter's config; None takes the model's own.
-
-        Returns:
-            Rank and error of each site; print it.
-
-        Raises:
-            ArgumentError: for a bound that is none; nothing was written.
-        """
-        self.complete_knot()
-        model, config = self._attachment.model, self._attachment.config
-        name = getattr(getattr(model, "config", None), "_name_or_path", None)
-        task_type = config.task_type or ("CAUSAL_LM" if type(model).__name__.endswith("ForCausalLM") else None)
-        return export_adapter(
-            directory,
-            {name: self._export_site(site) for name, site in self._sites.items()},
-            self._attachment.trained,
-            base_model=base_model or config.base_model_name_or_path or name or None,
-            task_type=task_type,
-            max_rank=max_rank,
-            tolerance=tolerance,
-        )
-
-    def delta(self, site: str) -> Tensor:
-        """The total update of a site, chain + live link, shaped as its weight, on the CPU.
-
-        Args:
-            site: its name, a key of `optimizer.sites`.
-
-        Returns:
-            What the function has gained over the original weight.
-
-        Raises:
-            ArgumentError: for a name that is no site's.
-        """
-        self.complete_knot()
-        if site not in self._sites:
-            raise ArgumentError(f"`delta({site!r})`: the sites are {', '.join(self._sites)}.")
-        A, B = self._total(self._sites[site]).matrices()
-        return self._sites[site].orient(B @ A)
-
-    def _export_site(self, site: Site) -> ExportSite:
-        return ExportSite(self._total(site), site.is_embedding, site.transposed and site.is_linear)
-
-    def _total(self, site: Site) -> Factors:
-        live = site.live()
-        # A live link that is exactly zero, as after a knot, adds rank and nothing else.
-        is_idle = self._finished or not (site.zeroed.any() or (site.bias is not None and site.bias.any()))
-        total = self._chain.stacked(site.name, None if is_idle and len(self._chain) else live)
-        assert total is not None
-        return total
-
-    def _mark_groups(self) -> None:
-        # From the beginning: a flattened distributed checkpoint reads back only the keys that the groups have by then.
-        for group in self.param_groups:
-            group[STEP], group[KNOT] = self._course.step, len(self._chain)
-
-    def _check_loaded(self) -> None:
-        if self._awaits_load:
-            raise StateError(
-                "This state counts knots and a distributed checkpoint has dropped their links: call `optimizer.load(dir)` "
-                "with what `optimizer.save(dir)` wrote beside that checkpoint."
-            )
-
-    def _check_unfinished(self) -> None:
-        if self._finished:
-            raise FinishedError("The chain was folded into the model by `merge_and_unload()`; make a new optimizer to go on.")
-
-    def _unload(self) -> nn.Module:
-        self._finished = True
-        return attach.detach(self._attachment.model)
 
 
 def _values(site: Site) -> dict[str, Tensor]:

@@ -201,7 +201,7 @@ def generator_for(seed: int, knot: int, name: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
-def first_nonfinite(sites: dict[str, Site]) -> str | None:
+def first_nonfinite(sites: Mapping[str, Site]) -> str | None:
     """Name of the first site with inf or nan in a factor, or None; one device synchronisation for all sites."""
     if not sites:
         return None

@@ -1,0 +1,175 @@
+"""The facts of a chain, and what one may read of them."""
+
+from __future__ import annotations
+
+import os
+from abc import abstractmethod
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from fwlora import restore
+from fwlora.course import Course
+from fwlora.errors import ArgumentError, FinishedError, StateError
+from fwlora.inner import DelegatingOptimizer
+from fwlora.layers import attach
+from fwlora.layers.attach import Attachment
+from fwlora.layers.sites import Site
+from fwlora.record.chain import Chain
+from fwlora.record.fingerprint import Fingerprint
+from fwlora.record.ledger import KnotRecord, Ledger
+from fwlora.record.state import KNOT, STEP
+from fwlora.rules import Progress
+
+
+class ChainHolder(DelegatingOptimizer):
+    """A delegating optimizer that holds a chain.
+
+    Args:
+        inner: the optimizer that takes the steps.
+        attachment: the model's sites.
+        course: counters and observations.
+        seed: of the draws.
+        chain_dir: where to keep the links; None keeps them on the CPU.
+    """
+
+    def __init__(
+        self,
+        inner: Optimizer,
+        attachment: Attachment,
+        course: Course,
+        *,
+        seed: int,
+        chain_dir: str | os.PathLike[str] | None,
+    ) -> None:
+        super().__init__(inner)
+        self.seed = seed
+        self._attachment = attachment
+        self._course = course
+        self._chain = Chain(chain_dir)
+        self._ledger = Ledger()
+        self._residuals: dict[str, Tensor] = {}
+        self._originals: dict[str, Fingerprint] | None = None
+        self._awaits_load = False
+        self._finished = False
+        self._knot_hooks: OrderedDict[int, Callable[[KnotRecord], None]] = OrderedDict()
+        attach.own(attachment.sites, self)
+        self._mark_groups()
+
+    @abstractmethod
+    def complete_knot(self) -> None:
+        """Go on with a knot that an exception cut off."""
+
+    @abstractmethod
+    def start_link(self, site: Site, index: int) -> None:
+        """Reset a site to the fresh factors of the link of this index."""
+
+    @property
+    def progress(self) -> Progress:
+        """Where the run stands, as the rules see it."""
+        return self._course.progress
+
+    @property
+    def sites(self) -> Mapping[str, Site]:
+        """The adapted layers by name."""
+        return MappingProxyType(self._attachment.sites)
+
+    @property
+    def chain(self) -> Chain:
+        """The retired links."""
+        return self._chain
+
+    @property
+    def ledger(self) -> Ledger:
+        """One record a knot."""
+        return self._ledger
+
+    @property
+    def link_factor(self) -> float:
+        """The factor that `link_lr` puts on the learning rates at the next step."""
+        return self._course.factor
+
+    @property
+    def total_steps(self) -> int | None:
+        """Optimizer steps of the whole run, where known; settable unless the knot schedule has its own number."""
+        return self._course.total_steps
+
+    @total_steps.setter
+    def total_steps(self, steps: int) -> None:
+        self._course.bind(steps)
+
+    def on_knot(self, hook: Callable[[KnotRecord], None]) -> RemovableHandle:
+        """Call `hook(record)` after every knot.
+
+        Args:
+            hook: it sees the record; the knot is complete by then.
+
+        Returns:
+            A handle whose `remove()` takes the hook off.
+        """
+        handle = RemovableHandle(self._knot_hooks)
+        self._knot_hooks[handle.id] = hook
+        return handle
+
+    def observe(self, loss: float | Tensor) -> None:
+        """Tell the loss of the coming step to a knot schedule that reads it, where `step()` gets no closure."""
+        self._course.hear(loss)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Train further parameters of the model in full, as torch.optim does; the state keeps them by name.
+
+        Args:
+            param_group: ``{"params": ..., ...}``.
+
+        Raises:
+            ArgumentError: for parameters that are not the model's.
+        """
+        if not self._built:
+            return
+        params = param_group["params"]
+        params = [params] if isinstance(params, Tensor) else list(params)
+        names = {id(p): name for name, p in self._attachment.model.named_parameters()}
+        if not all(id(p) in names for p in params):
+            raise ArgumentError("`add_param_group(...)` takes parameters of the model, so that the state can name them.")
+        super().add_param_group({"role": "trained", **param_group, "params": params})
+        self._mark_groups()
+        self._attachment.trained.update({names[id(p)]: p for p in params})  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+    def fingerprint_originals(self) -> dict[str, Fingerprint]:
+        """Fingerprints of the adapted weights before the first merge, taken once."""
+        if self._originals is None:
+            self._originals = restore.marks(self._attachment.sites)
+        return self._originals
+
+    @property
+    def _sites(self) -> dict[str, Site]:
+        return self._attachment.sites
+
+    def _factors(self) -> list[nn.Parameter]:
+        return [parameter for site in self._sites.values() for parameter in site.parameters()]
+
+    def _mark_groups(self) -> None:
+        # From the beginning: a flattened distributed checkpoint reads back only the keys that the groups have by then.
+        for group in self.param_groups:
+            group[STEP], group[KNOT] = self._course.step, len(self._chain)
+
+    def _check_loaded(self) -> None:
+        if self._awaits_load:
+            raise StateError(
+                "This state counts knots and a distributed checkpoint has dropped their links: call `optimizer.load(dir)` "
+                "with what `optimizer.save(dir)` wrote beside that checkpoint."
+            )
+
+    def _check_unfinished(self) -> None:
+        if self._finished:
+            raise FinishedError("The chain was folded into the model by `merge_and_unload()`; make a new optimizer to go on.")
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._knot_hooks = OrderedDict()
+        attach.own(self._sites, self)

@@ -1,0 +1,119 @@
+"""The ways out of a chain: its total update, one adapter for the original base, the plain model, a smaller one."""
+
+from __future__ import annotations
+
+import os
+from abc import abstractmethod
+
+from torch import Tensor, nn
+
+from fwlora.errors import ArgumentError
+from fwlora.layers import attach
+from fwlora.layers.sites import Site
+from fwlora.linalg import Factors
+from fwlora.persistence import PersistentChain
+from fwlora.record.export import ExportReport, ExportSite, export_adapter
+from fwlora.record.ledger import KnotRecord
+
+
+class ExportingChain(PersistentChain):
+    """A persistent chain that can leave the optimizer for good."""
+
+    @abstractmethod
+    def tie_knot(self) -> KnotRecord:
+        """Tie a knot now."""
+
+    def delta(self, site: str) -> Tensor:
+        """The total update of a site, chain + live link, shaped as its weight, on the CPU.
+
+        Args:
+            site: its name, a key of `optimizer.sites`.
+
+        Returns:
+            What the function has gained over the original weight.
+
+        Raises:
+            ArgumentError: for a name that is no site's.
+        """
+        self.complete_knot()
+        if site not in self._sites:
+            raise ArgumentError(f"`delta({site!r})`: the sites are {', '.join(self._sites)}.")
+        A, B = self._total(self._sites[site]).matrices()
+        return self._sites[site].orient(B @ A)
+
+    def export_adapter(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        max_rank: int | None = None,
+        tolerance: float | None = None,
+        base_model: str | None = None,
+    ) -> ExportReport:
+        """Write the chain and the live link as ONE standard PEFT adapter for the original base model.
+
+        Args:
+            directory: made where missing.
+            max_rank: cut every site to this rank; None keeps the sum of the links' ranks, which is exact.
+            tolerance: cut every site to the smallest rank with this relative Frobenius error.
+            base_model: name or path of the original base for the adapter's config; None takes the model's own.
+
+        Returns:
+            Rank and error of each site; print it.
+
+        Raises:
+            ArgumentError: for a bound that is none; nothing was written.
+        """
+        self.complete_knot()
+        model, config = self._attachment.model, self._attachment.config
+        name = getattr(getattr(model, "config", None), "_name_or_path", None)
+        task_type = config.task_type or ("CAUSAL_LM" if type(model).__name__.endswith("ForCausalLM") else None)
+        return export_adapter(
+            directory,
+            {name: self._export_site(site) for name, site in self._sites.items()},
+            self._attachment.trained,
+            base_model=base_model or config.base_model_name_or_path or name or None,
+            task_type=task_type,
+            max_rank=max_rank,
+            tolerance=tolerance,
+        )
+
+    def merge_and_unload(self) -> nn.Module:
+        """Fold every link into the weights and give back the plain model; the optimizer is done.
+
+        Returns:
+            The base model without LoRA layers, the same object that was given.
+        """
+        self._check_unfinished()
+        self.complete_knot()
+        if any(bool(site.zeroed.any()) for site in self._sites.values()) or not len(self._chain):
+            self.tie_knot()
+        self._finished = True
+        return attach.detach(self._attachment.model)
+
+    def compact(self) -> None:
+        """Shrink masked factors to the live link's rank for good, once training is over.
+
+        The Parameters are new ones and the inner optimizer forgets the old; PEFT's own configuration follows, so that
+        `save_pretrained` writes what loads again.
+        """
+        self.complete_knot()
+        self._check_unfinished()
+        for site in self._sites.values():
+            old = site.parameters()
+            site.compact_(self._attachment.config)
+            swapped = dict(zip(map(id, old), site.parameters(), strict=True))
+            for group in self.param_groups:
+                group["params"] = [swapped.get(id(p), p) for p in group["params"]]
+            for parameter in old:
+                self.state.pop(parameter, None)
+
+    def _export_site(self, site: Site) -> ExportSite:
+        return ExportSite(self._total(site), site.is_embedding, site.transposed and site.is_linear)
+
+    def _total(self, site: Site) -> Factors:
+        live = site.live()
+        # A live link that is exactly zero, as after a knot, adds rank and nothing else.
+        is_idle = self._finished or not (site.zeroed.any() or (site.bias is not None and site.bias.any()))
+        total = self._chain.stacked(site.name, None if is_idle and len(self._chain) else live)
+        assert total is not None
+        return total
