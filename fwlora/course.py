@@ -147,7 +147,7 @@ class Course:
                 f"have {SHORT_LINK} steps or more and rank is what the task lacks; in short single-pass training they lose "
                 "to one LoRA. Use fewer links, or `Never()`.",
                 ShortLinkWarning,
-                stacklevel=6,
+                stacklevel=5,
             )
 
     def _link_end(self) -> int | None:

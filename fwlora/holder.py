@@ -141,8 +141,8 @@ class ChainHolder(DelegatingOptimizer):
         self._attachment.trained.update({names[id(p)]: p for p in params})  # pyright: ignore[reportCallIssue, reportArgumentType]
 
     def fingerprint_originals(self) -> dict[str, Fingerprint]:
-        """Fingerprints of the adapted weights before the first merge, taken once."""
-        if self._originals is None:
+        """Fingerprints of the adapted weights before the first merge; until then the user may still load others."""
+        if self._originals is None or not len(self._chain):
             self._originals = restore.marks(self._attachment.sites)
         return self._originals
 

@@ -205,7 +205,7 @@ def report_closeness(exact: bool, exact_replay: bool) -> None:
     message = "The replayed weights differ from the saved ones by rounding (another device or library version?)"
     if exact_replay:
         raise StateError(f"{message}, and `exact_replay=True` refuses that; nothing was changed.")
-    warnings.warn(f"{message}; training goes on from them.", CloseReplayWarning, stacklevel=5)
+    warnings.warn(f"{message}; training goes on from them.", CloseReplayWarning, stacklevel=4)
 
 
 def _agree(now: Mapping[str, Fingerprint], then: Mapping[str, Fingerprint]) -> bool:

@@ -69,7 +69,7 @@ def attach(
                 "injected, and this model brings its own LoRA layers. Leave them out (a RankSchedule is fine)."
             )
         return _adopt(base, layers, train_modules)
-    if base is not model and not isinstance(model, PeftModel):
+    if isinstance(getattr(model, "_orig_mod", model), _WRAPPERS):
         raise UnsupportedModelError(
             f"`ChainLoRAOptimizer(model)` got a {type(model).__name__} without LoRA layers: factors injected after wrapping "
             "are never reduced across ranks. Make the optimizer first, then wrap the model."
@@ -146,7 +146,7 @@ def default_targets(model: nn.Module) -> str | list[str]:
             f"`target_modules=None` leaves these layers frozen: {', '.join(skipped)}. Name layers in `target_modules=` to "
             "choose yourself.",
             SkippedLayersWarning,
-            stacklevel=5,
+            stacklevel=4,
         )
     # A list would also match every longer name with that ending.
     return "|".join(re.escape(name) for name in chosen)
@@ -268,7 +268,8 @@ def is_owned(layer: LoraLayer) -> bool:
 
 def detach(model: nn.Module) -> nn.Module:
     """Put the base layers back in the place of their LoRA layers, and trained copies in that of their originals."""
-    for name, layer in [*lora_layers(model).items()]:
+    # The inner ones first: attention holds a LoRA layer inside its LoRA layer.
+    for name, layer in reversed([*lora_layers(model).items()]):
         _owners.pop(layer, None)  # type: ignore[call-overload]
         _replace(model, name, layer.get_base_layer())
     for name, module in [*model.named_modules()]:

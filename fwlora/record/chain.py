@@ -177,14 +177,7 @@ class Chain(Sequence[Link]):
                 f"The state keeps its links in files ({link.file}, ...) and this optimizer was made without "
                 "`chain_dir=`: give it the folder that holds them."
             )
-        path = self.directory / link.file
-        if not path.is_file():
-            raise ChainFileError(f"`chain_dir={str(self.directory)!r}` lacks {link.file}, a link of the state.")
-        if hashlib.sha256(path.read_bytes()).hexdigest() != link.sha256:
-            raise ChainFileError(
-                f"{link.file} in `chain_dir={str(self.directory)!r}` is not the file that the state was saved with "
-                "(another run wrote there?). Give each run a folder of its own."
-            )
+        self._read(link)
         self._links.append(link)
 
     def _matrices(self, site: str) -> tuple[Tensor, Tensor]:
@@ -206,7 +199,19 @@ class Chain(Sequence[Link]):
         if isinstance(link, Link):
             return link
         assert self.directory is not None
-        return Link.from_file(self.directory / link.file)
+        path = self.directory / link.file
+        if not path.is_file():
+            raise ChainFileError(f"`chain_dir={str(self.directory)!r}` lacks {link.file}, a link of this chain.")
+        if hashlib.sha256(path.read_bytes()).hexdigest() != link.sha256:
+            raise ChainFileError(
+                f"{link.file} in `chain_dir={str(self.directory)!r}` is not the file that this chain wrote (another run "
+                "did?). Give each run a folder of its own."
+            )
+        return Link.from_file(path)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy that shared the folder would overwrite this chain's next link with its own.
+        return {"directory": None, "_links": list(self)}
 
     def __len__(self) -> int:
         return len(self._links)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import warnings
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from fwlora.errors import (
     FwloraError,
     NoGradientError,
     OwnershipError,
+    ShortLinkWarning,
     SkippedLayersWarning,
     UnsupportedModelError,
 )
@@ -257,8 +259,10 @@ def test_default_targets_skip_tied_grouped_and_output_layers():
         def get_output_embeddings(self):
             return self.head
 
-    with pytest.warns(SkippedLayersWarning, match=r"grouped \(grouped\), one \(tied\), other \(tied\), head \(output head\)"):
+    expected = r"grouped \(grouped\), one \(tied\), other \(tied\), head \(output head\)"
+    with pytest.warns(SkippedLayersWarning, match=expected) as caught:
         optimizer = ChainLoRAOptimizer(Odd())
+    assert caught[0].filename == __file__, "it points at the caller's line"
     assert list(optimizer.sites) == ["body"]
 
 
@@ -435,3 +439,53 @@ def test_first_step_without_gradients_raises(chained):
 
 def test_every_error_is_one_of_ours():
     assert all(issubclass(error, FwloraError) for error in (ArgumentError, OwnershipError, UnsupportedModelError))
+
+
+def test_compiled_model_is_served_under_its_own_names():
+    model = torch.compile(CASES["llama"].model(), backend="eager")
+    optimizer = ChainLoRAOptimizer(model, 0.02, knots=Every(2))
+    train(optimizer, model, CASES["llama"].batch(), 3)
+    assert "model.layers.0.self_attn.q_proj" in optimizer.sites
+    assert len(optimizer.chain) == 1
+
+
+@pytest.mark.parametrize("steps", [99, 100])
+def test_link_under_a_hundred_steps_warns_once_at_the_first_step(chained, steps):
+    model, optimizer, batch = chained(knots=Every(steps))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train(optimizer, model, batch, 2)
+    assert [w.category for w in caught] == ([ShortLinkWarning] if steps < 100 else [])
+    assert all(w.filename.endswith("conftest.py") for w in caught), "it points at the caller's line"
+
+
+def test_fsdp_wrapped_and_attention_modules_are_refused():
+    class FullyShardedDataParallel(nn.Module):
+        """As torch names it; the class itself needs a process group."""
+
+    with pytest.raises(UnsupportedModelError, match="FSDP"):
+        ChainLoRAOptimizer(FullyShardedDataParallel())
+    with pytest.raises(UnsupportedModelError, match="MultiheadAttention"):
+        ChainLoRAOptimizer(nn.Sequential(nn.MultiheadAttention(8, 2)), target_modules=["0"])
+
+
+def test_quantised_base_is_refused():
+    """A packed 4-bit weight is no floating matrix: adding to it would destroy it."""
+    model = tiny_llama()
+    get_peft_model(model, config())
+    layer = model.model.layers[0].self_attn.q_proj.base_layer
+    layer.weight = nn.Parameter(torch.zeros(512, 1, dtype=torch.uint8), requires_grad=False)
+    with pytest.raises(UnsupportedModelError, match="uint8"):
+        ChainLoRAOptimizer(model)
+
+
+def test_added_group_is_trained_in_full_and_kept_in_the_state(chained):
+    model, optimizer, batch = chained("llama")
+    norm = model.model.norm.weight.requires_grad_(True)
+    with pytest.raises(ArgumentError, match="parameters of the model"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(2))]})
+    optimizer.add_param_group({"params": norm, "lr": 0.5})
+    before = norm.detach().clone()
+    train(optimizer, model, batch, 2)
+    assert not torch.equal(norm, before)
+    assert torch.equal(optimizer.state_dict()["fwlora"]["trained"]["model.norm.weight"], norm)

@@ -184,8 +184,9 @@ def test_replay_that_differs_by_rounding_warns_or_raises(chained, monkeypatch):
         strict.load_state_dict(saved)
     assert len(strict.chain) == 0
     _, other, _ = chained()
-    with pytest.warns(CloseReplayWarning):
+    with pytest.warns(CloseReplayWarning) as caught:
         other.load_state_dict(saved)
+    assert caught[0].filename == __file__, "it points at the caller's line"
     assert other.ledger[0].replay == "close"
 
 
