@@ -173,15 +173,15 @@ def undone_on_error(model: nn.Module) -> Iterator[None]:
     if not isinstance(model, nn.Module):
         yield
         return
-    trainable = {id(parameter): parameter.requires_grad for parameter in model.parameters()}
+    trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     was_plain = not lora_layers(model)
     try:
         yield
     except BaseException:
         if was_plain:
             detach(unwrap_model(model))
-        for parameter in model.parameters():
-            parameter.requires_grad_(trainable[id(parameter)])
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(trainable[name])
         raise
 
 
