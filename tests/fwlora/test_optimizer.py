@@ -466,10 +466,10 @@ def test_fsdp_wrapped_and_attention_modules_are_refused():
     with pytest.raises(UnsupportedModelError, match="FSDP"):
         ChainLoRAOptimizer(FullyShardedDataParallel())
     attention = nn.Sequential(nn.MultiheadAttention(8, 2))
-    before = [(name, p.requires_grad) for name, p in attention.named_parameters()]
+    before = {name: p.requires_grad for name, p in attention.named_parameters()}
     with pytest.raises(UnsupportedModelError, match="MultiheadAttention"):
         ChainLoRAOptimizer(attention, target_modules=["0"])
-    assert [(name, p.requires_grad) for name, p in attention.named_parameters()] == before
+    assert {name: p.requires_grad for name, p in attention.named_parameters()} == before
 
 
 def test_quantised_base_is_refused():
