@@ -70,8 +70,8 @@ class Ledger(Sequence[KnotRecord]):
         ends = [i for i, record in enumerate(self) if record.refused is None and record.knot == knot - 1]
         return Ledger(self._records[: ends[0] + 1] if ends else [])
 
-    def replayed(self, replay: str) -> Ledger:
-        """The same knots, marked as merged by replaying a saved chain (``"exact"`` or ``"close"``)."""
+    def replayed(self, replay: str | None) -> Ledger:
+        """The same knots, marked as merged by replaying a saved chain: ``"exact"``, ``"close"``, or None for not."""
         return Ledger(record if record.refused else replace(record, replay=replay) for record in self)
 
     def to_jsonl(self) -> str:

@@ -63,7 +63,7 @@ class Decay(LinkLR):
     warmup: int = 10
 
     def factor(self, progress: Progress) -> float:
-        """``(j + 1) / w`` while ``j < w``, then ``(L - j) / (L - w)`` in a link of L steps."""
+        """``(j + 1) / w`` while ``j < w``, then ``(L - j) / (L - w)`` in a link of L steps; 0 beyond the run's end."""
         if progress.link_end is None:
             raise ArgumentError(
                 "`link_lr=Decay(...)` decays over a link and was not told where this one ends: set "
@@ -72,7 +72,9 @@ class Decay(LinkLR):
         length = progress.link_end - progress.link_start
         warmup = min(self.warmup, length // 2)
         j = progress.link_step
-        return _warm(j, warmup) if j < warmup else max(0.0, (length - j) / (length - warmup))
+        if j >= length:
+            return 0.0
+        return _warm(j, warmup) if j < warmup else (length - j) / (length - warmup)
 
 
 def _warm(j: int, warmup: int) -> float:

@@ -66,6 +66,11 @@ def test_decay_rises_then_falls_within_zero_and_one(warmup, length):
     assert max(factors) == 1.0
 
 
+def test_decay_is_zero_beyond_the_end_of_the_run():
+    assert Decay(warmup=1).factor(Progress(step=9, knot=3, link_step=0, total_steps=9, link_end=9)) == 0.0
+    assert Decay(warmup=1).factor(Progress(step=12, knot=2, link_step=6, total_steps=9, link_end=9)) == 0.0
+
+
 def test_decay_without_a_known_end_says_how_to_tell_it():
     with pytest.raises(ArgumentError, match=r"optimizer\.total_steps"):
         Decay().factor(Progress())
