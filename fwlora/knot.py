@@ -42,6 +42,7 @@ class Knot:
         self._began = time.perf_counter()
         self._retired: dict[str, Factors] = {}
         self._merging: dict[str, list[RowMerge]] = {}
+        self._norms: dict[str, float] = {}
         self._gains: dict[str, float | None] = {}
         self._relative: dict[str, float] = {}
 
@@ -75,7 +76,8 @@ class Knot:
             site.reset_(fresh)
             inner.forget(site.parameters())
             self._gains[site.name] = self._merging[site.name][0].gain
-            self._relative[site.name] = self._norm(site.name) / max(_norm(site.weight), torch.finfo(torch.float32).tiny)
+            self._norms[site.name] = norm = _link_norm(self._retired[site.name])
+            self._relative[site.name] = norm / max(_norm(site.weight), torch.finfo(torch.float32).tiny)
             del self._merging[site.name]
 
     def link(self) -> Link:
@@ -89,15 +91,11 @@ class Knot:
             step=self.step,
             link_steps=self.link_steps,
             ranks={name: factors.rank for name, factors in self._retired.items()},
-            link_norms={name: self._norm(name) for name in self._retired},
+            link_norms=self._norms,
             relative_updates=self._relative,
             gains=self._gains,
             seconds=time.perf_counter() - self._began,
         )
-
-    def _norm(self, name: str) -> float:
-        factors = self._retired[name]
-        return abs(factors.scale) * linalg.product_norm(*factors.matrices())
 
 
 def check_finite(sites: Mapping[str, Site]) -> None:
@@ -155,7 +153,11 @@ def verify_agreement(sites: Mapping[str, Site]) -> None:
 
 def link_norm(sites: Mapping[str, Site]) -> float:
     """Frobenius norm of the live link over all sites."""
-    return sum((s.scaling * linalg.product_norm(*s.live().matrices())) ** 2 for s in sites.values()) ** 0.5
+    return sum(_link_norm(site.live()) ** 2 for site in sites.values()) ** 0.5
+
+
+def _link_norm(factors: Factors) -> float:
+    return abs(factors.scale) * linalg.product_norm(*factors.matrices())
 
 
 def _host_copy(tensor: Tensor) -> Tensor:
