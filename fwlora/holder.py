@@ -127,7 +127,7 @@ class ChainHolder(DelegatingOptimizer):
             param_group: ``{"params": ..., ...}``.
 
         Raises:
-            ArgumentError: for parameters that are not the model's.
+            ArgumentError: for parameters that are not the model's, or that the chain trains or merges into.
         """
         if not self._built:
             return
@@ -136,6 +136,11 @@ class ChainHolder(DelegatingOptimizer):
         names = {id(p): name for name, p in self._attachment.model.named_parameters()}
         if not all(id(p) in names for p in params):
             raise ArgumentError("`add_param_group(...)` takes parameters of the model, so that the state can name them.")
+        taken = {id(p) for site in self._sites.values() for p in (*site.parameters(), *site.targets().values())}
+        if any(id(p) in taken for p in params):
+            raise ArgumentError(
+                "`add_param_group(...)` got a site's factor or weight, which the chain trains and merges already."
+            )
         super().add_param_group({"role": "trained", **param_group, "params": params})
         self._mark_groups()
         self._attachment.trained.update({names[id(p)]: p for p in params})  # pyright: ignore[reportCallIssue, reportArgumentType]

@@ -44,17 +44,22 @@ class ChainCallback(TrainerCallback):
         self._seen = 0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Bind the number of steps."""
+        """Bind the number of steps, where the knot schedule does not bring its own."""
         chain = unwrap(kwargs["optimizer"])
-        chain.total_steps = state.max_steps
+        if getattr(chain.knots, "total_steps", None) is None:
+            # A chain may be in its second training; its own count goes on from there.
+            chain.total_steps = chain.progress.step + state.max_steps - state.global_step
         self._seen = len(chain.ledger)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Log the knots that were tied."""
         chain = unwrap(kwargs["optimizer"])
         for record in chain.ledger[self._seen :]:
+            if record.refused is not None:
+                logger.warning("knot refused at step %d: %s", record.step, record.refused)
+                continue
             norm = sum(value**2 for value in record.link_norms.values()) ** 0.5
-            logger.info("%s at step %d", record.refused or f"knot {record.knot + 1}, link norm {norm:.3g}", record.step)
+            logger.info("knot %d at step %d, link norm %.3g", record.knot + 1, record.step, norm)
             state.log_history.append({
                 "step": state.global_step,
                 "chain_knot": record.knot + 1,
