@@ -135,12 +135,12 @@ class Course:
         if descent is not None:
             self.history.setdefault("descent", []).append(distributed.mean(descent))
 
-    def warn_of_short_link(self) -> None:
-        """Say once, at a link's beginning, that it is shorter than a chain was measured to need."""
-        if self.link_step or self._warned_of_short_link or not isinstance(self.knots, CountedKnots):
+    def check_link(self) -> None:
+        """Ask where the link ends, which raises where nobody can know; say once that a link is shorter than is of use."""
+        if not isinstance(self.knots, CountedKnots):
             return
         due = self.knots.next_knot(self.step, self.total_steps)
-        if due is not None and due - self.step < SHORT_LINK:
+        if due is not None and due - self.step < SHORT_LINK and not (self.link_step or self._warned_of_short_link):
             self._warned_of_short_link = True
             warnings.warn(
                 f"`knots={self.knots}` makes a link of {due - self.step} steps. Chains were measured to pay where links "
@@ -153,5 +153,8 @@ class Course:
     def _link_end(self) -> int | None:
         if not isinstance(self.knots, CountedKnots):
             return None
-        due = self.knots.next_knot(self.step, self.total_steps)
+        try:
+            due = self.knots.next_knot(self.step, self.total_steps)
+        except ArgumentError:  # an open schedule: `check_link` raises at the first step, reading does not
+            return None
         return min((end for end in (due, self.total_steps) if end is not None), default=None)

@@ -82,7 +82,7 @@ class DelegatingOptimizer(Optimizer):
         """Reset the gradients of all parameters, as torch.optim does."""
         self.inner.zero_grad(set_to_none)
 
-    def parameters(self) -> list[Tensor]:
+    def parameters(self) -> list[nn.Parameter]:
         """Every parameter that is stepped, for `clip_grad_norm_`."""
         return [parameter for group in self.param_groups for parameter in group["params"]]
 

@@ -303,7 +303,7 @@ class ChainLoRAOptimizer(ExportingChain):
         self._check_loaded()
         self.complete_knot()
         self._check_agreement()
-        self._course.warn_of_short_link()
+        self._course.check_link()
 
     def _check_agreement(self) -> None:
         if self._unchecked_agreement:

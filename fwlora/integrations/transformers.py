@@ -44,10 +44,11 @@ class ChainCallback(TrainerCallback):
         self._seen = 0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Bind the number of steps, where the knot schedule does not bring its own."""
+        """Bind the number of steps."""
         chain = unwrap(kwargs["optimizer"])
-        if getattr(chain.knots, "total_steps", None) is None:
-            # A chain may be in its second training; its own count goes on from there.
+        # A resumed run may lack steps that a gradient scaler skipped; a length that the schedule brings stands then.
+        if state.global_step == 0 or getattr(chain.knots, "total_steps", None) is None:
+            # In a chain's second training its own count goes on.
             chain.total_steps = chain.progress.step + state.max_steps - state.global_step
         self._seen = len(chain.ledger)
 

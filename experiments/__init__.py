@@ -1,0 +1,1 @@
+"""Experiments: `python -m experiments <study>`. They stand on fwlora and are not part of its wheel."""

@@ -1,0 +1,124 @@
+"""`python -m experiments <study> [options]`: finds the studies by walking `experiments/studies/`.
+
+A study is a file with a frozen dataclass `Config` and a function `run(config)`; its docstring's first line describes it here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import io
+import pkgutil
+import re
+import sys
+import warnings
+from collections.abc import Sequence
+from contextlib import redirect_stderr
+from types import ModuleType
+
+import tyro
+
+from experiments import studies
+from experiments.errors import UsageError
+
+PROGRAM = "python -m experiments"
+OPTIONS = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
+
+
+def names() -> list[str]:
+    """The studies' names."""
+    return sorted(module.name for module in pkgutil.iter_modules(studies.__path__))
+
+
+def load(name: str) -> ModuleType:
+    """A study's module. Studies import what they need when they run, so this is quick."""
+    return importlib.import_module(f"{studies.__name__}.{name}")
+
+
+def overview() -> str:
+    """What is printed when no study is named."""
+    lines = [f"usage: {PROGRAM} <study> [options]", "", "studies:"]
+    lines += [f"  {name:<10} {(load(name).__doc__ or '').strip().splitlines()[0]}" for name in names()]
+    return "\n".join([*lines, "", f"`{PROGRAM} <study> --help` lists a study's options."])
+
+
+def parse(name: str, arguments: Sequence[str]) -> object:
+    """A study's config from its command line.
+
+    Args:
+        name: the study.
+        arguments: what followed its name.
+
+    Returns:
+        The study's `Config`.
+
+    Raises:
+        UsageError: an option is wrong.
+        SystemExit: help was asked for.
+    """
+    module = load(name)
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            return tyro.cli(
+                module.Config, args=list(arguments), prog=f"{PROGRAM} {name}", description=module.__doc__, config=OPTIONS
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise UsageError(f"{_one_line(said.getvalue())} (see {PROGRAM} {name} --help)") from None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a study.
+
+    Args:
+        arguments: the command line; None takes the process's own.
+
+    Returns:
+        The exit code: 0, or 2 for a wrong option or file.
+    """
+    name, *rest = [*(sys.argv[1:] if arguments is None else arguments), ""]
+    if name in {"", "-h", "--help"}:
+        print(overview())
+        return 0
+    try:
+        if name not in names():
+            near = difflib.get_close_matches(name, names(), n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(names())}."
+            raise UsageError(f"there is no study {name!r}: {hint}")
+        load(name).run(parse(name, rest[:-1]))
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _one_line(box: str) -> str:
+    """The parser's framed message as one sentence: what is wrong and, where the parser has a guess, what was meant."""
+    # Rules part the frame; where it is drawn in ASCII its title stands alone above the first one.
+    parts: list[list[str]] = [[]]
+    for line in box.splitlines():
+        text = line.strip("│ ")
+        if line.startswith("╭") or (text and not text.strip("─-╰╯")):
+            parts.append([])
+        elif text:
+            parts[-1].append(text)
+    message, *others = parts[1:]
+    if message[0].startswith("Missing"):
+        return "missing " + ", ".join(line.split()[0] for line in message if line.startswith("--"))
+    meant = re.search(r"Perhaps you meant:\s+(--[\w-]+)", "\n".join(line for part in others for line in part))
+    return " ".join(message) + (f"; did you mean {meant[1]}?" if meant else "")
+
+
+def _warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
+    """A warning for a user at a terminal: what is said, on a line of its own below a bar, and not where in the code."""
+    return f"\nwarning: {message}\n"
+
+
+if __name__ == "__main__":
+    warnings.formatwarning = _warning
+    sys.exit(main())

@@ -1,0 +1,96 @@
+"""How sure one may be: intervals and paired comparisons over seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its two-sided Student interval; the bounds are nan for a single value."""
+
+    mean: float
+    low: float
+    high: float
+    deviation: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two methods on the same seeds, as `treatment - control`.
+
+    Attributes:
+        difference: mean difference with its interval, in the metric's own unit and sign.
+        p: two-sided paired t-test; nan for a single seed.
+        wins: seeds on which the treatment is strictly better.
+        seeds: number of pairs.
+        higher_is_better: which sign of the difference is good.
+    """
+
+    difference: Interval
+    p: float
+    wins: int
+    seeds: int
+    higher_is_better: bool
+
+    @property
+    def verdict(self) -> str:
+        """What the interval says: "better", "worse" or "no clear difference"."""
+        if self.difference.low > 0:
+            return "better" if self.higher_is_better else "worse"
+        if self.difference.high < 0:
+            return "worse" if self.higher_is_better else "better"
+        return "no clear difference"
+
+
+def interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
+    """Mean and Student interval ``mean ± t s / sqrt(n)``.
+
+    Args:
+        values: one value per seed.
+        confidence: probability that the interval is meant to hold.
+
+    Returns:
+        The interval.
+
+    Raises:
+        ValueError: no value was given.
+    """
+    x = np.asarray(values, dtype=float)
+    if x.size == 0:
+        raise ValueError("interval(values=...) needs at least one value and got none")
+    mean = float(x.mean())
+    if x.size == 1:
+        return Interval(mean, math.nan, math.nan, math.nan)
+    deviation = float(x.std(ddof=1))
+    reach = float(stats.t.ppf((1 + confidence) / 2, x.size - 1)) * deviation / math.sqrt(x.size)
+    return Interval(mean, mean - reach, mean + reach, deviation)
+
+
+def compare(treatment: Sequence[float], control: Sequence[float], *, higher_is_better: bool = True) -> Comparison:
+    """Paired comparison of two methods that ran on the same seeds in the same order.
+
+    Args:
+        treatment: one value per seed.
+        control: one value per seed, the same seeds.
+        higher_is_better: True for accuracies, False for losses.
+
+    Returns:
+        The comparison.
+
+    Raises:
+        ValueError: the two sequences are not paired.
+    """
+    if len(treatment) != len(control):
+        raise ValueError(f"compare() needs pairs: {len(treatment)} values against {len(control)}")
+    difference = np.asarray(treatment, dtype=float) - np.asarray(control, dtype=float)
+    better = difference > 0 if higher_is_better else difference < 0
+    # Identical pairs have no variance, and scipy would warn of a division by zero: the test has nothing to say about them.
+    testable = len(difference) > 1 and bool(np.ptp(difference) > 0)
+    p = float(stats.ttest_rel(treatment, control).pvalue) if testable else math.nan
+    return Comparison(interval(difference.tolist()), p, int(better.sum()), len(difference), higher_is_better)

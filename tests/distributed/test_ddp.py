@@ -1,0 +1,177 @@
+"""Two gloo ranks under DistributedDataParallel: they tie together or not at all, and stay equal."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import fwlora
+
+SITES = [f"model.layers.{i}.self_attn.{module}" for i in (0, 1) for module in ("q_proj", "v_proj")]
+
+
+class Ranks:
+    """What the two ranks returned from each scenario."""
+
+    def __init__(self, outcomes: list[dict], logs: list[str]) -> None:
+        self.outcomes, self.logs = outcomes, logs
+
+    def __call__(self, scenario: str) -> list:
+        found = [outcome.get(scenario, "the rank stopped before this scenario") for outcome in self.outcomes]
+        for rank, outcome in enumerate(found):
+            assert not isinstance(outcome, str), f"rank {rank}, {scenario}:\n{outcome}\n{self.logs[rank][-4000:]}"
+        return found
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory) -> Ranks:
+    """Both ranks, once for all tests; they meet at a file of their own, so that parallel test runs never do."""
+    out = tmp_path_factory.mktemp("ranks")
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(Path(fwlora.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]),
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    if sys.platform == "linux":
+        environment["GLOO_SOCKET_IFNAME"] = "lo"
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        environment.pop(name, None)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("ranks.py")), str(rank), str(out)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        logs = [process.communicate(timeout=180)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    files = [out / f"rank{rank}.pt" for rank in range(2)]
+    assert all(file.is_file() for file in files), "\n".join(logs)
+    return Ranks([torch.load(file, weights_only=True) for file in files], logs)
+
+
+def _assert_equal(one: dict, other: dict) -> None:
+    assert one.keys() == other.keys()
+    differing = [name for name in one if not torch.equal(one[name], other[name])]
+    assert not differing, differing
+
+
+def _largest_difference(one: dict, other: dict) -> float:
+    assert one.keys() == other.keys()
+    return max(float((one[name].double() - other[name].double()).abs().max()) for name in one)
+
+
+@pytest.mark.parametrize("scenario", ["injected", "adopted_before_wrapping", "bf16_base"])
+def test_ranks_tie_together_and_stay_equal(ranks, scenario):
+    """After 3 knots on different data and with different global seeds, every tensor is the same on both ranks."""
+    first, second = ranks(scenario)
+    assert first["knots"] == second["knots"] == [3, 6, 9]
+    assert first["progress"] == second["progress"] == (10, 3, 1)
+    assert sum(name.startswith("link") for name in first["tensors"]) == 3 * 2 * len(SITES)
+    _assert_equal(first["tensors"], second["tensors"])
+
+
+def test_ranks_really_train_and_merge(ranks):
+    """The comparison across ranks is of weights that have moved."""
+    moved = ranks("injected")[0]["tensors"]
+    still = ranks("wrapped_without_adapters")
+    assert all(outcome["same"] for outcome in still)
+    for name in SITES:
+        assert any(moved[f"link{i}.{name}.B"].abs().max() > 1e-3 for i in range(3))
+
+
+def test_two_ranks_equal_one_process_on_the_joint_batch(ranks):
+    """Mean of the ranks' gradients = gradient of the joint mean: to 1e-6 after 10 steps and 3 knots."""
+    for outcome in ranks("joint"):
+        together, alone = outcome["together"], outcome["alone"]
+        assert together["knots"] == alone["knots"] == [3, 6, 9]
+        assert 0 < _largest_difference(together["tensors"], alone["tensors"]) <= 1e-6
+
+
+def test_nonfinite_factor_on_one_rank_refuses_the_knot_on_both(ranks):
+    """tie_knot() raises on both ranks, names the site where it is known, and changes nothing."""
+    healthy, poisoned = ranks("nonfinite_by_hand")
+    assert healthy["error"].startswith("NonFiniteFactorsError: A factor on another rank")
+    assert poisoned["error"].startswith("NonFiniteFactorsError: A factor at 'model.layers.1.self_attn.q_proj'")
+    for outcome in (healthy, poisoned):
+        before, after = outcome["before"], outcome["after"]
+        assert after["progress"] == before["progress"] == (2, 0, 2)
+        assert after["knots"] == []
+        assert all(torch.equal(after["tensors"][n].nan_to_num(), t.nan_to_num()) for n, t in before["tensors"].items())
+
+
+def test_scheduled_knot_refused_on_one_rank_waits_on_both(ranks):
+    """Both warn and record the refusal, and both tie at the next due step."""
+    outcomes = ranks("nonfinite_scheduled")
+    for outcome in outcomes:
+        assert len(outcome["warned"]) == 1
+        assert outcome["refused"]["progress"] == (3, 0, 3)
+        assert [bool(reason) for reason in outcome["refused"]["refused"]] == [True]
+        assert outcome["later"]["knots"] == [6]
+        assert [bool(reason) for reason in outcome["later"]["refused"]] == [True, False]
+        assert outcome["later"]["progress"] == (7, 1, 1)
+    assert "another rank" in outcomes[0]["warned"][0]
+    assert "model.layers.0.self_attn.v_proj" in outcomes[1]["warned"][0]
+    _assert_equal(outcomes[0]["later"]["tensors"], outcomes[1]["later"]["tensors"])
+
+
+def test_rank_that_resets_differently_is_an_error_on_both(ranks):
+    """seed=rank: the knot's fresh factors differ, and no rank trains on from there."""
+    for outcome in ranks("other_seed"):
+        assert outcome["first"].startswith("RankDisagreementError")
+        assert "seed=" in outcome["first"]
+        assert outcome["again"].startswith("RankDisagreementError")
+        assert outcome["progress"] == (3, 1, 0)
+
+
+def test_wrapped_model_without_adapters_is_refused(ranks):
+    """Factors injected after wrapping would never be reduced; the model is left plain."""
+    for outcome in ranks("wrapped_without_adapters"):
+        assert outcome["error"].startswith("UnsupportedModelError")
+        assert "Make the optimizer first, then wrap the model" in outcome["error"]
+        assert outcome["same"]
+
+
+@pytest.mark.parametrize("scenario", ["injected", "adopted_before_wrapping"])
+def test_site_names_are_clean_of_wrappers(ranks, scenario):
+    """No `module.` of DDP and no `base_model.model.` of PEFT: draws and files depend on the names."""
+    assert [outcome["sites"] for outcome in ranks(scenario)] == [SITES, SITES]
+
+
+def test_state_is_made_by_one_rank_and_loaded_by_all(ranks):
+    """state_dict() never communicates, save() writes once, and the resumed ranks are the uninterrupted ones."""
+    for outcome in ranks("state_of_one_rank"):
+        _assert_equal(outcome["resumed"]["tensors"], outcome["whole"]["tensors"])
+        assert outcome["resumed"]["progress"] == outcome["whole"]["progress"] == (10, 3, 1)
+        assert outcome["files"] == ["chain.pt"]
+
+
+def test_accumulated_gradients_count_one_step(ranks):
+    """Under no_sync two micro-batches make one step on every rank."""
+    first, second = ranks("accumulated")
+    assert first["progress"] == second["progress"] == (4, 1, 2)
+    _assert_equal(first["tensors"], second["tensors"])
+
+
+def test_trainer_on_two_ranks_resumes_exactly(ranks):
+    """Trainer wraps the PeftModel itself: equal ranks, an exact resume on pristine bases, an adapter that reproduces it."""
+    outcomes = ranks("trainer")
+    for outcome in outcomes:
+        assert outcome["whole"]["wrapped"] == "DistributedDataParallel"
+        assert outcome["whole"]["progress"] == outcome["resumed"]["progress"] == (8, 2, 2)
+        _assert_equal(outcome["resumed"]["tensors"], outcome["whole"]["tensors"])
+        assert outcome["difference"] <= 1e-6
+    _assert_equal(outcomes[0]["whole"]["tensors"], outcomes[1]["whole"]["tensors"])

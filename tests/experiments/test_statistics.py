@@ -1,0 +1,63 @@
+"""Paired comparisons say what the numbers say."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from experiments.statistics import compare, interval
+
+VALUES = st.lists(st.floats(-100, 100), min_size=3, max_size=12)
+
+
+def test_interval_is_the_students_one():
+    x = [1.0, 2.0, 4.0, 8.0]
+    low, high = stats.t.interval(0.95, 3, loc=np.mean(x), scale=stats.sem(x))
+    assert (interval(x).low, interval(x).high) == pytest.approx((low, high))
+
+
+def test_interval_of_one_value_claims_nothing():
+    assert interval([3.0]).mean == 3.0
+    assert math.isnan(interval([3.0]).low)
+
+
+@given(VALUES, st.floats(0.5, 5))
+def test_verdict_turns_around_with_the_good_direction(control: list[float], lead: float):
+    treatment = [value + lead * (1 + 0.01 * index) for index, value in enumerate(control)]
+    assert compare(treatment, control, higher_is_better=True).verdict == "better"
+    assert compare(treatment, control, higher_is_better=False).verdict == "worse"
+
+
+@given(VALUES)
+def test_swapping_the_methods_swaps_the_difference(x: list[float]):
+    y = [value**2 / 50 for value in x]
+    there, back = compare(x, y), compare(y, x)
+    assert there.difference.mean == pytest.approx(-back.difference.mean)
+    assert there.wins + back.wins <= len(x)
+    assert there.p == pytest.approx(back.p, nan_ok=True)
+
+
+def test_identical_runs_are_no_difference_and_no_division_by_zero():
+    same = compare([1.0, 2.0, 3.0], [1.0, 2.0, 3.0])
+    assert (same.verdict, same.wins) == ("no clear difference", 0)
+    assert math.isnan(same.p)
+
+
+def test_p_is_that_of_the_paired_test_and_not_of_the_unpaired_one():
+    control = [10.0, 20.0, 30.0, 40.0]
+    treatment = [11.0, 21.1, 30.9, 41.0]
+    differences = np.subtract(treatment, control)
+    t = differences.mean() / (differences.std(ddof=1) / 2)
+    assert compare(treatment, control).p == pytest.approx(2 * stats.t.sf(t, 3))
+    assert stats.ttest_ind(treatment, control).pvalue > 0.5 > compare(treatment, control).p
+
+
+@pytest.mark.parametrize("call", [lambda: interval([]), lambda: compare([1.0], [1.0, 2.0])])
+def test_values_without_partners_are_refused(call):
+    with pytest.raises(ValueError, match="needs"):
+        call()

@@ -1,0 +1,431 @@
+"""`transformers.Trainer` with a plain model and with a PeftModel."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
+from transformers import LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
+
+from fwlora import Decay, Evenly, StepDown
+from fwlora.errors import ArgumentError, RefusedKnotWarning, SaveModelWarning, StateError
+from fwlora.integrations.transformers import ChainCallback
+
+STEPS = 8
+KINDS = ["plain", "peft"]
+# In a link, just before, at and just after the knots after steps 3 and 6.
+PHASES = [1, 2, 3, 4, 6, 7]
+
+# The callback says at the end of every training what save_model() would not write; one test asks for it.
+pytestmark = pytest.mark.filterwarnings("ignore::fwlora.errors.SaveModelWarning")
+
+
+class ScoreAt(TrainerCallback):
+    """Makes the evaluation after a chosen step the best one."""
+
+    def __init__(self, best: int) -> None:
+        self.best = best
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        metrics["eval_score"] = float(state.global_step == self.best)
+
+
+def _begin(bench, kind, folder, *, callbacks=None, options=None, chain_options=None, config=None, dtype=torch.float32):
+    """A fresh model object from the same pristine base, its chain and its Trainer."""
+    model = bench.llama().to(dtype)
+    if kind == "plain":
+        chain = bench.chain(model, **(chain_options or {}))
+    else:
+        shape = {"r": 4, "lora_alpha": 8, "target_modules": bench.targets, "task_type": "CAUSAL_LM"}
+        model = get_peft_model(model, LoraConfig(**shape, **(config or {})))
+        chain = bench.adopt(model, **(chain_options or {}))
+    arguments = TrainingArguments(**{
+        "output_dir": str(folder),
+        "max_steps": STEPS,
+        "per_device_train_batch_size": 2,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "logging_steps": 1,
+        "report_to": [],
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "seed": 0,
+        **(options or {}),
+    })
+    data = [{"input_ids": row, "labels": row} for row in bench.tokens(0, rows=12)]
+    trainer = Trainer(
+        model,
+        arguments,
+        train_dataset=data,
+        eval_dataset=data[:2],
+        optimizers=(chain, None),
+        callbacks=[ChainCallback()] if callbacks is None else callbacks,
+    )
+    return trainer, chain
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def uninterrupted(request, bench, tmp_path_factory):
+    """One whole run of each kind, with a checkpoint after every step."""
+    folder = tmp_path_factory.mktemp(request.param)
+    torch.manual_seed(0)
+    trainer, chain = _begin(bench, request.param, folder)
+    trainer.train()
+    return request.param, folder, trainer, chain
+
+
+# -- resume -----------------------------------------------------------------------------------------------------------
+
+
+def test_run_counts_trainers_steps(uninterrupted):
+    """Counters, lr and knots are those of the loop: 8 steps, knots after 3 and 6, lr decayed to 0."""
+    _kind, _folder, trainer, chain = uninterrupted
+    assert trainer.state.global_step == chain.progress.step == STEPS
+    assert chain.ledger.column("step") == [3, 6]
+    assert chain.param_groups[0]["lr"] == 0.0
+
+
+@pytest.mark.parametrize("step", PHASES)
+def test_resumed_run_is_bitwise_the_uninterrupted_run(bench, uninterrupted, tmp_path, step):
+    """resume(checkpoint k) = the run itself: weights, links, moments, lr, ledger."""
+    kind, folder, whole, chain = uninterrupted
+    torch.manual_seed(step)  # a fresh PeftModel draws other factors, which the checkpoint replaces
+    trainer, resumed = _begin(bench, kind, tmp_path)
+    trainer.train(resume_from_checkpoint=str(folder / f"checkpoint-{step}"))
+    bench.assert_same(bench.facts(resumed), bench.facts(chain))
+    assert bench.records(resumed) == bench.records(chain)
+    for name in chain.sites:
+        assert torch.equal(resumed.delta(name), chain.delta(name))
+    # A PeftModel's checkpoint has no base weights, so its links are replayed; a plain model's come merged.
+    replayed = {"plain": None, "peft": "exact"}[kind]
+    assert resumed.ledger.column("replay") == [replayed if k <= step else None for k in (3, 6)]
+    knots = [(e["step"], e["chain_knot"]) for e in trainer.state.log_history if "chain_knot" in e]
+    assert knots == [(e["step"], e["chain_knot"]) for e in whole.state.log_history if "chain_knot" in e] == [(3, 1), (6, 2)]
+
+
+@pytest.mark.parametrize("step", PHASES)
+def test_double_load_merges_nothing_twice(bench, uninterrupted, tmp_path, step):
+    """load; load = load."""
+    kind, folder, _whole, _chain = uninterrupted
+    document = torch.load(folder / f"checkpoint-{step}" / "optimizer.pt", weights_only=True)
+    _trainer, chain = _begin(bench, kind, tmp_path)
+    chain.load_state_dict(document)
+    once = bench.facts(chain)
+    chain.load_state_dict(document)
+    chain.load_state_dict(chain.state_dict())
+    bench.assert_same(bench.facts(chain), once)
+    pristine = bench.llama().state_dict()
+    for name, site in chain.sites.items():
+        retired = chain.chain.delta(name) if len(chain.chain) else 0
+        assert torch.allclose(site.weight, pristine[f"{name}.weight"] + retired, atol=1e-6)
+        assert torch.equal(site.weight, pristine[f"{name}.weight"]) == (step < 3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_run_with_links_on_disk_resumes_exactly(bench, tmp_path, kind):
+    """chain_dir=: the checkpoint names the links' files; files of later links are ignored and written anew."""
+    folder, links = tmp_path / "whole", tmp_path / "links"
+    whole, chain = _begin(bench, kind, folder, chain_options={"chain_dir": links})
+    whole.train()
+    trainer, resumed = _begin(bench, kind, tmp_path / "resumed", chain_options={"chain_dir": links})
+    trainer.train(resume_from_checkpoint=str(folder / "checkpoint-4"))
+    bench.assert_same(bench.facts(resumed), bench.facts(chain))
+    assert sorted(path.name for path in links.iterdir()) == ["link-00000.safetensors", "link-00001.safetensors"]
+
+
+@pytest.mark.parametrize("step", [3, 4])
+@pytest.mark.parametrize("case", ["masked ranks", "modules trained in full", "bf16 base"])
+def test_run_of_a_peft_model_resumes_exactly_with(bench, tmp_path, case, step):
+    """Ranks after a step-down, trained modules and rounding errors come back from an adapter-sized checkpoint."""
+
+    def run(name, checkpoint=None):
+        trainer, chain = _begin(
+            bench,
+            "peft",
+            tmp_path / name,
+            chain_options={"rank": StepDown([4, 2])} if case == "masked ranks" else None,
+            config={"modules_to_save": ["lm_head"]} if case == "modules trained in full" else None,
+            dtype=torch.bfloat16 if case == "bf16 base" else torch.float32,
+        )
+        trainer.train(resume_from_checkpoint=checkpoint)
+        return bench.facts(chain), [site.rank for site in chain.sites.values()], bench.records(chain)
+
+    whole = run("whole")
+    resumed = run("resumed", str(tmp_path / "whole" / f"checkpoint-{step}"))
+    bench.assert_same(resumed[0], whole[0])
+    assert resumed[1:] == whole[1:]
+    assert set(whole[1]) == {2 if case == "masked ranks" else 4}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_activation_checkpointing_changes_nothing(bench, tmp_path, kind):
+    """Recomputed activations, the same run bit for bit."""
+    runs = []
+    for flag in (False, True):
+        torch.manual_seed(0)
+        trainer, chain = _begin(bench, kind, tmp_path / str(flag), options={"save_strategy": "no"})
+        if flag:
+            trainer.model.activation_checkpointing_enable()
+        trainer.train()
+        runs.append(bench.facts(chain))
+    bench.assert_same(*runs)
+
+
+# -- ChainCallback ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_callback_binds_the_length_of_the_run(bench, tmp_path, kind):
+    """Evenly(links=2), left open: one knot, after step ceil(T / 2)."""
+    trainer, chain = _begin(bench, kind, tmp_path, options={"max_steps": 7}, chain_options={"knots": Evenly(links=2)})
+    trainer.train()
+    assert chain.total_steps == 7
+    assert [(record.step, record.link_steps) for record in chain.ledger] == [(4, 4)]
+
+
+def test_callback_binds_effective_steps_of_epochs(bench, tmp_path):
+    """12 rows / (2 a batch x 2 accumulated) x 2 epochs = 6 optimizer steps."""
+    options = {"max_steps": -1, "num_train_epochs": 2, "gradient_accumulation_steps": 2, "save_strategy": "no"}
+    trainer, chain = _begin(bench, "plain", tmp_path, options=options, chain_options={"knots": Evenly(links=2)})
+    trainer.train()
+    assert chain.total_steps == chain.progress.step == trainer.state.global_step == 6
+    assert chain.ledger.column("step") == [3]
+
+
+def test_open_schedule_stays_bound_across_a_resume(bench, tmp_path):
+    """A run of Evenly(links=2) cut before its knot ties it where the whole run does."""
+    whole, chain = _begin(bench, "peft", tmp_path / "whole", chain_options={"knots": Evenly(links=2)})
+    whole.train()
+    trainer, resumed = _begin(bench, "peft", tmp_path / "resumed", chain_options={"knots": Evenly(links=2)})
+    trainer.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    bench.assert_same(bench.facts(resumed), bench.facts(chain))
+    assert resumed.ledger == chain.ledger
+
+
+def test_callback_refuses_a_length_that_contradicts_the_schedule(bench, tmp_path):
+    """Evenly(links=2, total_steps=99) in a run of 8 steps would tie its knot in another place than asked."""
+    trainer, _chain = _begin(bench, "plain", tmp_path, chain_options={"knots": Evenly(links=2, total_steps=99)})
+    with pytest.raises(ArgumentError, match="contradicts"):
+        trainer.train()
+
+
+def test_second_training_of_a_chain_is_not_decayed_away(bench, tmp_path):
+    """Steps of a chain go on counting; a new Trainer's run ends max_steps later, and the factor is above 0 until then."""
+    options = {"max_steps": 4, "save_strategy": "no"}
+    chain_options = {"knots": Evenly(links=2), "link_lr": Decay(warmup=1)}
+    first, chain = _begin(bench, "plain", tmp_path, options=options, chain_options=chain_options)
+    first.train()
+    factors = []
+    chain.register_step_pre_hook(lambda *_: factors.append(chain.link_factor))
+    second = Trainer(first.model, first.args, train_dataset=first.train_dataset, optimizers=(chain, None))
+    second.add_callback(ChainCallback())
+    second.train()
+    assert chain.progress.step == 8
+    assert len(factors) == 4
+    assert min(factors) > 0
+
+
+def test_callback_logs_knots_and_link_factor(uninterrupted):
+    """A line for each knot with the link's norm; in every line with a loss the next step's factor."""
+    _kind, folder, trainer, chain = uninterrupted
+    history = trainer.state.log_history
+    knots = [entry for entry in history if "chain_knot" in entry]
+    assert [(entry["step"], entry["chain_knot"]) for entry in knots] == [(3, 1), (6, 2)]
+    norms = [sum(n**2 for n in record.link_norms.values()) ** 0.5 for record in chain.ledger]
+    assert [entry["chain_link_norm"] for entry in knots] == pytest.approx(norms)
+    # Flat(warmup=2): 1/2 at the first step after each knot. Steps are logged when they are done.
+    lines = {entry["step"]: (entry["link_factor"], entry["knots"]) for entry in history if "loss" in entry}
+    factors = {1: 1, 2: 1, 3: 0.5, 4: 1, 5: 1, 6: 0.5, 7: 1, 8: 1}
+    assert lines == {step: (factor, step // 3) for step, factor in factors.items()}
+    saved = json.loads((folder / f"checkpoint-{STEPS}" / "trainer_state.json").read_text())["log_history"]
+    assert [entry["step"] for entry in saved if "chain_knot" in entry] == [3, 6]
+
+
+def test_refused_knot_is_not_logged_as_a_knot(bench, tmp_path):
+    """A factor that is inf after step 3 and whole again at step 4: the one knot in the log is that of step 6."""
+    trainer, chain = _begin(bench, "plain", tmp_path, options={"save_strategy": "no"})
+    site = next(iter(chain.sites.values()))
+    kept = {}
+
+    @torch.no_grad()
+    def poison(*_):
+        if chain.progress.step == 2:
+            kept[0] = site.A[0, 0].item()
+            site.A[0, 0] = torch.inf
+
+    class Heal(TrainerCallback):
+        @torch.no_grad()
+        def on_step_end(self, args, state, control, **kwargs):
+            if kept:
+                site.A[0, 0] = kept.pop(0)
+
+    trainer.add_callback(Heal())
+    chain.inner.register_step_post_hook(poison)
+    with pytest.warns(RefusedKnotWarning):
+        trainer.train()
+    assert [bool(record.refused) for record in chain.ledger] == [True, False]
+    assert [(e["step"], e["chain_knot"]) for e in trainer.state.log_history if "chain_knot" in e] == [(6, 1)]
+
+
+def test_exported_chain_reproduces_the_trained_model(bench, uninterrupted):
+    """PeftModel.from_pretrained(pristine base, chain_adapter): logits to 1e-6."""
+    _kind, folder, trainer, chain = uninterrupted
+    adapter = folder / "chain_adapter"
+    reloaded = PeftModel.from_pretrained(bench.llama(), str(adapter))
+    assert float((bench.logits(reloaded) - bench.logits(trainer.model)).abs().max()) <= 1e-6
+    assert float((bench.logits(bench.llama()) - bench.logits(trainer.model)).abs().max()) > 1e-3
+    assert len((adapter / "ledger.jsonl").read_text().splitlines()) == len(chain.ledger)
+    # Not inside a checkpoint, where Trainer would load it as a second adapter.
+    assert not any(path.name == "chain_adapter" for path in folder.glob("checkpoint-*/*"))
+
+
+def test_callback_exports_where_it_is_told(bench, tmp_path):
+    """ChainCallback(folder) writes there and nowhere else."""
+    trainer, _chain = _begin(
+        bench, "plain", tmp_path / "out", callbacks=[ChainCallback(tmp_path / "mine")], options={"save_strategy": "no"}
+    )
+    trainer.train()
+    assert (tmp_path / "mine" / "adapter_model.safetensors").is_file()
+    assert not (tmp_path / "out" / "chain_adapter").exists()
+
+
+@pytest.mark.parametrize("folder", ["out/checkpoint-3/adapter", "checkpoint-12", Path("/runs/checkpoint-7/a/b")])
+def test_folder_inside_a_checkpoint_is_refused(folder):
+    """Trainer loads every adapter below checkpoint-N on resume."""
+    with pytest.raises(ArgumentError, match="checkpoint"):
+        ChainCallback(folder)
+
+
+@pytest.mark.parametrize("folder", ["out/adapter", "checkpoints/adapter", "out/my-checkpoint-3"])
+def test_folder_beside_the_checkpoints_is_taken(folder):
+    """Only checkpoint-N is Trainer's."""
+    assert ChainCallback(folder).folder == Path(folder)
+
+
+@pytest.mark.parametrize(("kind", "says"), [("plain", "re-initialises in silence"), ("peft", "only the live link")])
+def test_callback_warns_of_save_model(bench, tmp_path, kind, says):
+    """SaveModelWarning names what save_model() would write and where the whole chain lies."""
+    trainer, _chain = _begin(bench, kind, tmp_path, options={"max_steps": 1, "save_strategy": "no"})
+    with pytest.warns(SaveModelWarning, match=says) as caught:
+        trainer.train()
+    [message] = [str(warning.message) for warning in caught if warning.category is SaveModelWarning]
+    assert str(tmp_path / "chain_adapter") in message
+
+
+def test_saved_model_is_what_the_warning_says(bench, tmp_path):
+    """PeftModel: the last link alone, wrong on the original base; the exported chain is right."""
+    trainer, _chain = _begin(bench, "peft", tmp_path, options={"save_strategy": "no"})
+    trainer.train()
+    trainer.save_model(str(tmp_path / "saved"))
+    wrong = PeftModel.from_pretrained(bench.llama(), str(tmp_path / "saved"))
+    assert float((bench.logits(wrong) - bench.logits(trainer.model)).abs().max()) > 1e-3
+
+
+def test_merged_model_saves_and_reloads_as_a_plain_one(bench, tmp_path):
+    """save_pretrained(merge_and_unload()) = the trained model, for from_pretrained."""
+    trainer, chain = _begin(bench, "plain", tmp_path, options={"save_strategy": "no"})
+    trainer.train()
+    expected = bench.logits(trainer.model)
+    merged = chain.merge_and_unload()
+    merged.save_pretrained(tmp_path / "merged")
+    reloaded = LlamaForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    assert float((bench.logits(reloaded) - expected).abs().max()) <= 1e-6
+
+
+# -- load_best_model_at_end -------------------------------------------------------------------------------------------
+
+BEST = {
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "score",
+    "greater_is_better": True,
+    "eval_strategy": "steps",
+    "eval_steps": 1,
+}
+
+
+@pytest.mark.parametrize("best", [2, 3, 4, 7, 8])
+def test_best_plain_model_comes_with_its_chain(bench, tmp_path, best):
+    """Weights, links and ledger are those of the best checkpoint."""
+    trainer, chain = _begin(bench, "plain", tmp_path, callbacks=[ScoreAt(best), ChainCallback()], options=BEST)
+    trainer.train()
+    assert trainer.state.best_model_checkpoint == str(tmp_path / f"checkpoint-{best}")
+    _assert_at(bench, chain, tmp_path, best)
+    saved = load_file(tmp_path / f"checkpoint-{best}" / "model.safetensors")
+    assert all(torch.equal(value, saved[name]) for name, value in trainer.model.state_dict().items())
+    exported = PeftModel.from_pretrained(bench.llama(), str(tmp_path / "chain_adapter"))
+    assert float((bench.logits(exported) - bench.logits(trainer.model)).abs().max()) <= 1e-6
+
+
+@pytest.mark.parametrize("best", [2, 3, 4, 7, 8])
+def test_best_peft_model_comes_with_its_chain_from_the_original(bench, tmp_path, best):
+    """With original=, the base goes back to the best checkpoint's: W = W_0 + links."""
+    trainer, chain = _begin(
+        bench,
+        "peft",
+        tmp_path,
+        callbacks=[ScoreAt(best), ChainCallback()],
+        options=BEST,
+        chain_options={"original": bench.llama().state_dict()},
+    )
+    trainer.train()
+    _assert_at(bench, chain, tmp_path, best)
+    pristine = bench.llama().state_dict()
+    for name, site in chain.sites.items():
+        retired = chain.chain.delta(name) if len(chain.chain) else 0
+        assert torch.allclose(site.weight, pristine[f"{name}.weight"] + retired, atol=1e-6)
+        if best < 3:
+            assert torch.equal(site.weight, pristine[f"{name}.weight"])
+    exported = PeftModel.from_pretrained(bench.llama(), str(tmp_path / "chain_adapter"))
+    assert float((bench.logits(exported) - bench.logits(trainer.model)).abs().max()) <= 1e-6
+
+
+@pytest.mark.parametrize("best", [2, 4])
+def test_best_peft_model_without_the_original_is_a_clear_error(bench, tmp_path, best):
+    """The checkpoint has no base weights and the base has moved on: StateError says `original=`."""
+    trainer, chain = _begin(bench, "peft", tmp_path, callbacks=[ScoreAt(best), ChainCallback()], options=BEST)
+    with pytest.raises(StateError, match=r"original="):
+        trainer.train()
+    assert len(chain.chain) == 2
+
+
+def test_best_peft_model_of_the_last_link_needs_no_original(bench, tmp_path):
+    """Where no knot followed the best checkpoint, the base is still its own."""
+    trainer, chain = _begin(bench, "peft", tmp_path, callbacks=[ScoreAt(7), ChainCallback()], options=BEST)
+    trainer.train()
+    _assert_at(bench, chain, tmp_path, 7)
+
+
+def test_best_model_without_its_optimizer_file_is_a_clear_error(bench, tmp_path):
+    """save_only_model=True leaves the chain behind: the error says so."""
+    options = {**BEST, "save_only_model": True}
+    trainer, _chain = _begin(bench, "plain", tmp_path, callbacks=[ScoreAt(4), ChainCallback()], options=options)
+    with pytest.raises(ArgumentError, match=r"optimizer\.pt"):
+        trainer.train()
+
+
+def test_training_goes_on_from_the_best_model(bench, tmp_path):
+    """After following Trainer back to step 4 the chain takes step 5 as a chain resumed from checkpoint 4 does."""
+    trainer, chain = _begin(bench, "plain", tmp_path, callbacks=[ScoreAt(4), ChainCallback()], options=BEST)
+    trainer.train()
+    twin_model = bench.llama()
+    twin = bench.chain(twin_model)
+    twin.load_state_dict(torch.load(tmp_path / "checkpoint-4" / "optimizer.pt", weights_only=True))
+    bench.train(trainer.model.eval(), chain, range(4, 8))
+    bench.train(twin_model, twin, range(4, 8))
+    bench.assert_same(bench.facts(chain), bench.facts(twin))
+
+
+def _assert_at(bench, chain, folder, step):
+    """The chain is where the checkpoint of this step left it."""
+    document = torch.load(folder / f"checkpoint-{step}" / "optimizer.pt", weights_only=True)["fwlora"]
+    progress = chain.progress
+    assert (progress.step, progress.knot, progress.link_step) == (step, step // 3, step % 3)
+    assert len(chain.chain) == len(document["links"]) == step // 3
+    assert chain.ledger.column("step") == [3, 6][: step // 3]
+    for name, factors in document["live"].items():
+        assert torch.equal(chain.sites[name].A, factors["A"])
+        assert torch.equal(chain.sites[name].B, factors["B"])
