@@ -55,7 +55,13 @@ class PersistentChain(ChainHolder):
         self._exact_replay = exact_replay
 
     def state_document(self) -> dict[str, Any]:
-        """``state``, ``param_groups`` and everything of the chain under one key; it never communicates."""
+        """``state``, ``param_groups`` and everything of the chain under one key; it never communicates.
+
+        As torch's own it refers to the live tensors: save it, or `copy.deepcopy` it to keep it in memory while training.
+
+        Returns:
+            Tensors and plain containers.
+        """
         self._check_loaded()
         self.complete_knot()
         self._mark_groups()

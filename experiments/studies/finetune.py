@@ -6,7 +6,6 @@ import math
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.errors import UsageError
@@ -69,7 +68,7 @@ class Finetuning:
         from experiments.checkpoints import check_same_run, restore_random_state
         from experiments.records import RunFolder, environment
         from experiments.schedules import scheduler
-        from experiments.tasks.jsonl import JsonlTask
+        from experiments.tasks.jsonl import JsonlTask, read_rows
         from experiments.tasks.order import Order
         from experiments.train import Setup
         from fwlora.errors import FwloraError
@@ -78,9 +77,12 @@ class Finetuning:
         self.identity = identity(config)
         if saved is not None:
             check_same_run(saved["identity"], self.identity)
+        # The files first: a model from the hub may take a while to say that its name is wrong.
+        files = {"--train": config.train} | ({} if config.eval is None else {"--eval": config.eval})
+        rows = {f"{option} {path}": read_rows(path, option) for option, path in files.items()}
         tokenizer = assembly.load_tokenizer(config)
-        examples = self._examples(config.train, "--train", tokenizer)
-        self.held_out = [] if config.eval is None else self._examples(config.eval, "--eval", tokenizer)
+        examples, *held_out = (self._examples(where, found, tokenizer) for where, found in rows.items())
+        self.held_out = held_out[0] if held_out else []
         training = config.training
         order = Order(len(examples), training.batch_size * training.accumulate, training.seed)
         self.steps = training.max_steps or max(1, round(training.epochs * order.steps_per_epoch))
@@ -163,16 +165,15 @@ class Finetuning:
         page.build(self.folder)
         print("\n" + page.summary(self.folder))
 
-    def _examples(self, path: Path, option: str, tokenizer: Any) -> list[Example]:
-        from experiments.tasks.jsonl import read_rows, tokenize
+    def _examples(self, where: str, rows: list[dict[str, str]], tokenizer: Any) -> list[Example]:
+        from experiments.tasks.jsonl import tokenize
 
         training = self.config.training
-        rows = read_rows(path, option)
         examples = tokenize(rows, tokenizer, training.max_length, end_texts=training.end_texts)
         if not examples:
-            raise UsageError(f"{option} {path}: no row has two tokens, so there is nothing to predict; give longer rows.")
+            raise UsageError(f"{where}: no row has two tokens, so there is nothing to predict; give longer rows.")
         if len(examples) < len(rows):
-            print(f"{option} {path}: {len(rows) - len(examples)} of {len(rows)} rows have nothing to predict and are left out")
+            print(f"{where}: {len(rows) - len(examples)} of {len(rows)} rows have nothing to predict and are left out")
         return examples
 
     def _evaluate(self, step: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ class ChainCallback(TrainerCallback):
 
     def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:
         self.folder = None if folder is None else Path(folder)
-        if self.folder is not None and any(part.startswith("checkpoint-") for part in self.folder.parts):
+        if self.folder is not None and any(re.fullmatch(r"checkpoint-\d+", part) for part in self.folder.parts):
             raise ArgumentError(
                 f"`ChainCallback(folder={str(folder)!r})` lies inside a checkpoint folder, whose sub-folders Trainer loads as "
                 "adapters on resume; choose a place beside it."

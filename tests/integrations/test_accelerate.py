@@ -58,11 +58,12 @@ def test_prepare_disconnects_nothing_and_merges_nothing(bench, steps):
 
 
 def test_prepare_leaves_an_open_schedule_open(bench):
-    """Evenly(links=2) may be bound after prepare()."""
+    """Evenly(links=2) may be bound after prepare(), and progress may be read before."""
     model = bench.llama()
     chain = bench.chain(model, knots=Evenly(links=2))
     accelerator = Accelerator(cpu=True)
     model, optimizer = accelerator.prepare(model, chain)
+    assert (chain.progress.step, chain.progress.total_steps, chain.link_factor) == (0, None, 1.0)
     unwrap(optimizer).total_steps = 4
     _loop(accelerator, model, optimizer, map(bench.tokens, range(4)))
     assert [(record.step, record.link_steps) for record in chain.ledger] == [(2, 2)]

@@ -196,11 +196,12 @@ def test_callback_binds_effective_steps_of_epochs(bench, tmp_path):
     assert chain.ledger.column("step") == [3]
 
 
-def test_open_schedule_stays_bound_across_a_resume(bench, tmp_path):
+@pytest.mark.parametrize("knots", [Evenly(links=2), Evenly(links=2, total_steps=STEPS)], ids=["left open", "bound"])
+def test_even_schedule_ties_in_the_same_place_after_a_resume(bench, tmp_path, knots):
     """A run of Evenly(links=2) cut before its knot ties it where the whole run does."""
-    whole, chain = _begin(bench, "peft", tmp_path / "whole", chain_options={"knots": Evenly(links=2)})
+    whole, chain = _begin(bench, "peft", tmp_path / "whole", chain_options={"knots": knots})
     whole.train()
-    trainer, resumed = _begin(bench, "peft", tmp_path / "resumed", chain_options={"knots": Evenly(links=2)})
+    trainer, resumed = _begin(bench, "peft", tmp_path / "resumed", chain_options={"knots": knots})
     trainer.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
     bench.assert_same(bench.facts(resumed), bench.facts(chain))
     assert resumed.ledger == chain.ledger
