@@ -307,3 +307,12 @@ def test_masked_link_trains_as_a_link_of_that_rank(chained):
             loss_of(m, batch).backward()
             o.step()
     torch.testing.assert_close(output(model, batch), output(narrow, batch), rtol=1e-6, atol=1e-7)
+
+
+def test_knot_between_forward_and_backward_raises(chained):
+    """The weights of the forward pass are gone; gradients of other weights would be wrong in silence."""
+    model, optimizer, batch = chained("llama", steps=1, knots=Never())
+    loss = loss_of(model, batch)
+    optimizer.tie_knot()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
