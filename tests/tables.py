@@ -53,8 +53,9 @@ class Case:
 
     def model(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         """A fresh model, always the same one; no dropout, so that forward passes compare."""
-        torch.manual_seed(0)
-        return self.build().to(dtype).eval()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return self.build().to(dtype).eval()
 
 
 def output(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -94,7 +95,7 @@ def tiny_llama(**options: Any) -> LlamaForCausalLM:
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=2, max_position_embeddings=64, **options,
+            num_key_value_heads=2, max_position_embeddings=64, bos_token_id=1, eos_token_id=2, pad_token_id=0, **options,
         )
     )  # fmt: skip
 

@@ -17,11 +17,12 @@ import torch
 import torch.distributed as dist
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch.nn.parallel import DistributedDataParallel
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+from transformers import LlamaForCausalLM, Trainer, TrainingArguments
 
 from fwlora import ChainLoRAOptimizer, Evenly, Every, Flat
 from fwlora.errors import FwloraError, RefusedKnotWarning, ShortLinkWarning
 from fwlora.integrations.transformers import ChainCallback
+from tests.tables import CASES
 
 TARGETS = ["q_proj", "v_proj"]
 STEPS = 10  # three knots and one step
@@ -29,22 +30,7 @@ STEPS = 10  # three knots and one step
 
 def llama() -> LlamaForCausalLM:
     """The same weights on every rank and in every process."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        config = LlamaConfig(
-            vocab_size=64,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=32,
-            tie_word_embeddings=False,
-            bos_token_id=1,
-            eos_token_id=2,
-            pad_token_id=0,
-        )
-        return LlamaForCausalLM(config).eval()
+    return CASES["llama"].model()  # type: ignore[return-value]
 
 
 def tokens(step: int, rank: int) -> torch.Tensor:

@@ -2,39 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from fwlora import ChainLoRAOptimizer, Every, Flat
+from tests.tables import CASES
 
 TARGETS = ["q_proj", "v_proj"]
-
-
-def _llama() -> LlamaForCausalLM:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        config = LlamaConfig(
-            vocab_size=64,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=32,
-            tie_word_embeddings=False,
-            bos_token_id=1,
-            eos_token_id=2,
-            pad_token_id=0,
-        )
-        return LlamaForCausalLM(config).eval()
-
-
-_PRISTINE = _llama()
 
 
 class Workbench:
@@ -45,7 +23,7 @@ class Workbench:
     @staticmethod
     def llama() -> LlamaForCausalLM:
         """A new object with the same pristine weights at every call."""
-        return copy.deepcopy(_PRISTINE)
+        return CASES["llama"].model()  # type: ignore[return-value]
 
     @staticmethod
     def tokens(seed: int, rows: int = 4, length: int = 8) -> torch.Tensor:
