@@ -215,7 +215,7 @@ def _attachment(
     adopted: bool,
 ) -> Attachment:
     shared = refusals.shared_names(base)
-    clean = {name: name.removesuffix(".base_layer") for name, _ in base.named_modules()}
+    clean = {name: name.removesuffix(".base_layer") for name, _ in base.named_modules(remove_duplicate=False)}
     sites = {}
     for name, layer in layers.items():
         refusals.refuse_layer(name, layer, adapter)

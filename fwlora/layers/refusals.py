@@ -72,6 +72,8 @@ def refuse_layer(name: str, layer: LoraLayer, adapter: str) -> None:
         )
     if isinstance(weight.data, DTensor):
         raise UnsupportedModelError(f"{name!r} is sharded (DTensor); give `ChainLoRAOptimizer` an unsharded model.")
+    if weight.is_meta:
+        raise UnsupportedModelError(f"{name!r} is on the meta device and holds no values; load the base model's weights first.")
     if weight.dtype not in EXACT + ROUNDED:
         raise UnsupportedModelError(
             f"{name!r} stores its weight as {weight.dtype}; merging knows {', '.join(str(d) for d in EXACT + ROUNDED)}. "
@@ -109,7 +111,8 @@ def refuse_adapter_state(name: str, layer: BaseTunerLayer) -> None:
 def shared_names(model: nn.Module) -> dict[int, list[str]]:
     """For each address that several modules' parameters share, those modules."""
     owners: dict[int, list[str]] = {}
-    for name, module in model.named_modules():
+    # A module that stands in two places of the tree is tied with itself.
+    for name, module in model.named_modules(remove_duplicate=False):
         for parameter in module.parameters(recurse=False):
             if parameter.device.type != "meta" and parameter.numel():
                 owners.setdefault(parameter.data_ptr(), []).append(name)

@@ -90,11 +90,13 @@ def test_bad_argument_is_refused_and_the_model_left_as_it_was(options, message):
         (tiny_llama, {"lora_bias": True, "target_modules": ["q_proj"]}, "lora_bias=True"),
         (lambda: tiny_llama(tie_word_embeddings=True), {"target_modules": ["lm_head"]}, "tied"),
         (lambda: nn.Sequential(nn.Conv2d(4, 4, 1, groups=2)), {"target_modules": ["0"]}, "groups"),
+        (lambda: nn.ModuleList([nn.Linear(3, 3)] * 2), {"target_modules": ["0"]}, "tied"),
+        (lambda: nn.Sequential(nn.Linear(3, 3, device="meta")), {}, "meta device"),
         (lambda: nn.Sequential(nn.LayerNorm(4)), {}, "none that can be adapted"),
         (lambda: torch.nn.DataParallel(nn.Sequential(nn.Linear(3, 3))), {}, "without LoRA layers"),
         (lambda: nn.Sequential(nn.Linear(3, 3).to(torch.float8_e4m3fn)), {}, "float8"),
     ],
-    ids=["dora", "pissa", "bias", "lora_bias", "tied", "grouped", "nothing", "wrapped", "float8"],
+    ids=["dora", "pissa", "bias", "lora_bias", "tied", "grouped", "module twice", "meta", "nothing", "wrapped", "float8"],
 )
 @pytest.mark.filterwarnings("ignore:.*tie_word_embeddings.*:UserWarning")  # PEFT warns where we refuse
 def test_unsupported_model_is_refused_and_left_as_it_was(build, options, message):
