@@ -115,8 +115,9 @@ class State:
                     f"At site {name!r} the state's factors have (out, rank, in) = {saved} and the model's {shapes[name]}; "
                     "give the same `rank=` or `lora_config=` as when the state was made."
                 )
-        if set(trained) != set(self.trained):
+        saved, mine = ({name: tuple(value.shape) for name, value in table.items()} for table in (self.trained, trained))
+        if saved != mine:
             raise StateError(
-                f"The state trains {sorted(self.trained)} in full and this optimizer {sorted(trained)}; give the same "
+                f"The state trains {saved} in full (names and shapes) and this optimizer {mine}; give the same model and "
                 "`train_modules=`."
             )

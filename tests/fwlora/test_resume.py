@@ -394,3 +394,14 @@ def test_unbound_every_needs_no_length_and_binds_one(chained):
     assert optimizer.total_steps is None
     optimizer.total_steps = 10
     assert optimizer.progress.total_steps == 10
+
+
+def test_state_of_other_trained_modules_is_refused(chained):
+    _, optimizer, _ = chained("llama", steps=1, train_modules=["norm"])
+    saved = through_disk(optimizer.state_dict())
+    _, other, _ = chained("llama")
+    with pytest.raises(StateError, match="train_modules"):
+        other.load_state_dict(saved)
+    saved["fwlora"]["trained"]["model.norm.weight"] = torch.zeros(3)
+    with pytest.raises(StateError, match=r"model\.norm\.weight"):
+        optimizer.load_state_dict(saved)
