@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 
 from torch import Tensor
 
 from fwlora import distributed
-from fwlora.errors import ArgumentError, ShortLinkWarning
+from fwlora.errors import ArgumentError, ShortLinkWarning, warn
 from fwlora.rules import CountedKnots, Decay, KnotSchedule, LinkLR, Progress
 
 SHORT_LINK = 100  # steps below which a link was measured not to pay
@@ -140,14 +139,18 @@ class Course:
         if not isinstance(self.knots, CountedKnots):
             return
         due = self.knots.next_knot(self.step, self.total_steps)
+        if isinstance(self.link_lr, Decay) and self.total_steps is None and self.knots.next_knot(2**62, None) is None:
+            raise ArgumentError(
+                f"`link_lr={self.link_lr}` must know where the last link ends, and `knots={self.knots}` does not say: set "
+                "`optimizer.total_steps = ...` before the first step, or use `Flat()`."
+            )
         if due is not None and due - self.step < SHORT_LINK and not (self.link_step or self._warned_of_short_link):
             self._warned_of_short_link = True
-            warnings.warn(
+            warn(
                 f"`knots={self.knots}` makes a link of {due - self.step} steps. Chains were measured to pay where links "
                 f"have {SHORT_LINK} steps or more and rank is what the task lacks; in short single-pass training they lose "
                 "to one LoRA. Use fewer links, or `Never()`.",
                 ShortLinkWarning,
-                stacklevel=5,
             )
 
     def _link_end(self) -> int | None:

@@ -5,6 +5,12 @@ Every message names the argument as the user typed it, the rule, the value and t
 
 from __future__ import annotations
 
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+
 
 class FwloraError(Exception):
     """Root of every error that fwlora raises on its own account."""
@@ -74,5 +80,21 @@ class CloseReplayWarning(FwloraWarning):
     """Replayed weights differ from the saved ones by rounding only."""
 
 
+class RunningStatisticsWarning(FwloraWarning):
+    """Layers whose running statistics neither the state nor an export holds."""
+
+
 class SaveModelWarning(FwloraWarning):
     """`save_model()` will not write what the user expects."""
+
+
+# Frames of these are between us and the user: torch's hooks, and schedulers that patch `step`.
+_BETWEEN = (f"{Path(__file__).parent}/", f"{Path(torch.__file__).parent}/")
+
+
+def warn(message: str, category: type[FwloraWarning]) -> None:
+    """Warn at the user's own line: that of the first frame outside this library and torch."""
+    level, frame = 1, sys._getframe(0)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_BETWEEN):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)

@@ -132,7 +132,7 @@ class ChainHolder(DelegatingOptimizer):
         if not self._built:
             return
         params = param_group["params"]
-        params = [params] if isinstance(params, Tensor) else list(params)
+        params = [params] if isinstance(params, Tensor) else [p[1] if isinstance(p, tuple) else p for p in params]
         names = {id(p): name for name, p in self._attachment.model.named_parameters()}
         if not all(id(p) in names for p in params):
             raise ArgumentError("`add_param_group(...)` takes parameters of the model, so that the state can name them.")
@@ -141,6 +141,8 @@ class ChainHolder(DelegatingOptimizer):
             raise ArgumentError(
                 "`add_param_group(...)` got a site's factor or weight, which the chain trains and merges already."
             )
+        for parameter in params:
+            parameter.requires_grad_(True)  # an injected model is frozen but for its factors
         super().add_param_group({"role": "trained", **param_group, "params": params})
         self._mark_groups()
         self._attachment.trained.update({names[id(p)]: p for p in params})  # pyright: ignore[reportCallIssue, reportArgumentType]

@@ -137,12 +137,9 @@ class DelegatingOptimizer(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in _TRANSIENT}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-
 
 def groups_by_role(
-    factors: Iterable[list[nn.Parameter]], trained: list[nn.Parameter], lr: float, lr_ratio: float
+    factors: Iterable[list[nn.Parameter]], trained: list[nn.Parameter], lr: float | Tensor, lr_ratio: float
 ) -> list[dict[str, Any]]:
     """Parameter groups for A, for B with its bias, and for modules trained in full; empty ones are left out.
 
@@ -156,9 +153,11 @@ def groups_by_role(
         The groups, each with its ``role``.
 
     Raises:
-        ArgumentError: for a ratio that is not positive.
+        ArgumentError: for a rate that is no number, or a ratio that is not positive.
     """
-    if not lr_ratio > 0:
+    if not isinstance(lr, int | float | Tensor):
+        raise ArgumentError(f"`lr={lr!r}`: give a number.")
+    if not (isinstance(lr_ratio, int | float) and lr_ratio > 0):
         raise ArgumentError(f"`lr_ratio={lr_ratio!r}` is B's learning rate over A's; give a positive number.")
     factors = list(factors)
     roles = {
@@ -167,7 +166,8 @@ def groups_by_role(
         "trained": (trained, lr),
     }
     return [
-        {"params": chosen, "lr": rate, "role": role}
+        # A tensor rate is scheduled in place: each group needs its own.
+        {"params": chosen, "lr": rate.clone() if isinstance(rate, Tensor) else rate, "role": role}
         for role, (parameters, rate) in roles.items()
         if (chosen := [p for p in parameters if p.requires_grad])
     ]
@@ -191,6 +191,8 @@ def build_inner(
         ArgumentError: for an unknown option, a closure-only optimizer, or values that the inner optimizer refuses.
     """
     name = getattr(factory, "__name__", repr(factory))
+    if not callable(factory):
+        raise ArgumentError(f"`inner={factory!r}`: give an optimizer class, such as `inner=torch.optim.AdamW`.")
     if isinstance(factory, type) and issubclass(factory, torch.optim.LBFGS):
         raise ArgumentError(
             "`inner=LBFGS` evaluates a closure several times a step, and a chain counts one evaluation a step; use AdamW."

@@ -7,8 +7,8 @@ knot that merges the link into the frozen weights and starts the next one from s
 from __future__ import annotations
 
 import inspect
+import operator
 import os
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fwlora.course import Course
-from fwlora.errors import ArgumentError, NonFiniteFactorsError, RefusedKnotWarning
+from fwlora.errors import ArgumentError, KnotError, NonFiniteFactorsError, RefusedKnotWarning, warn
 from fwlora.inner import build_inner, check_connected, check_muon, groups_by_role
 from fwlora.knot import Knot, check_finite, link_norm, sigint_waits, verify, verify_agreement
 from fwlora.layers.attach import attach, lora_layers, undone_on_error
@@ -29,7 +29,6 @@ from fwlora.rules import (
     Add,
     AllSites,
     BlockRule,
-    Constant,
     Every,
     Flat,
     Kaiming,
@@ -133,13 +132,12 @@ class ChainLoRAOptimizer(ExportingChain):
         self.ranks = rank if isinstance(rank, RankSchedule) else None
         course = Course(knots, link_lr)
         is_plain = isinstance(model, nn.Module) and lora_config is None and not lora_layers(model)
-        schedule = self.ranks if is_plain else None
-        schedule = Constant(rank) if rank is not None and self.ranks is None else schedule  # type: ignore[arg-type]
+        width = self.ranks.rank(0) if self.ranks is not None and is_plain else rank if self.ranks is None else None
 
         with undone_on_error(model):
             attachment = attach(
                 model,
-                rank=None if schedule is None else schedule.rank(0),
+                rank=width,  # type: ignore[arg-type]
                 alpha=alpha,
                 target_modules=target_modules,
                 lora_config=lora_config,
@@ -157,13 +155,13 @@ class ChainLoRAOptimizer(ExportingChain):
             options = {"lr": lr, "weight_decay": weight_decay, **inner_options}
             own_names = inspect.signature(type(self).__init__).parameters
             draws_first = not attachment.adopted and attachment.config.init_lora_weights is True
-            if self.ranks is not None and not draws_first:
-                _check_adopted_rank(sites, self.ranks)
+            if self.ranks is not None and not is_plain:
+                _check_first_rank(sites, self.ranks)
             super().__init__(
                 build_inner(inner, groups, options, own_names),
                 attachment,
                 course,
-                seed=seed,
+                seed=_whole("seed", seed),
                 chain_dir=chain_dir,
                 original=original,
                 residual_in_state=residual_in_state,
@@ -220,8 +218,10 @@ class ChainLoRAOptimizer(ExportingChain):
             NonFiniteFactorsError: where a factor holds inf or nan; nothing was changed.
         """
         self._check_unfinished()
+        self._check_loaded()
         self.complete_knot()
         check_finite(self._sites)
+        self._check_draws()
         self.fingerprint_originals()
         shrink, scale = self.merge.plan(link_norm(self._sites), None, len(self._chain))
         assert shrink == 1.0, "Add() never shrinks"
@@ -248,6 +248,13 @@ class ChainLoRAOptimizer(ExportingChain):
             self._ledger.append(record)
         for hook in list(self._knot_hooks.values()):
             hook(record)
+
+    def _check_draws(self) -> None:
+        """Try every draw of the coming knot before anything is merged: a knot that cannot end must not begin."""
+        for name, site in self._sites.items():
+            fresh = self._draw(site, len(self._chain) + 1)
+            if not bool(fresh.isfinite().all() and fresh.any()):
+                raise KnotError(f"`reset={self.reset}` draws zeros, inf or nan at {name!r}; a link could never grow from that.")
 
     def start_link(self, site: Site, index: int) -> None:
         """Reset a site to the fresh factors of the link of this index."""
@@ -282,11 +289,7 @@ class ChainLoRAOptimizer(ExportingChain):
         try:
             self.tie_knot()
         except NonFiniteFactorsError as error:
-            warnings.warn(
-                f"A scheduled knot was refused and waits for the next due step: {error}",
-                RefusedKnotWarning,
-                stacklevel=4,
-            )
+            warn(f"A scheduled knot was refused and waits for the next due step: {error}", RefusedKnotWarning)
             self._ledger.append(KnotRecord(len(self._chain), self._course.step, self._course.link_step, refused=str(error)))
 
     def _is_probe(self) -> bool:
@@ -337,10 +340,17 @@ def _rule(argument: str, value: Any, kind: type[T], example: str) -> T:
     return value
 
 
-def _check_adopted_rank(sites: Mapping[str, Site], ranks: RankSchedule) -> None:
-    for name, site in sites.items():
-        if ranks.rank(0) < site.width:
-            raise ArgumentError(
-                f"`rank={ranks}` starts below the rank {site.width} of the factors that {name!r} brings, which are adopted as "
-                "they stand; start the schedule there."
-            )
+def _check_first_rank(sites: Mapping[str, Site], ranks: RankSchedule) -> None:
+    widest = max(site.width for site in sites.values())
+    if ranks.rank(0) != widest:
+        raise ArgumentError(
+            f"`rank={ranks}` starts at {ranks.rank(0)}, and the factors of the model or of `lora_config=` have rank {widest} "
+            "at most; start the schedule there."
+        )
+
+
+def _whole(argument: str, value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ArgumentError(f"`{argument}={value!r}`: give a whole number.") from None

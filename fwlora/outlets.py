@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from fwlora.errors import ArgumentError
 from fwlora.layers import attach
 from fwlora.layers.sites import Site
+from fwlora.layers.trained import whole_modules
 from fwlora.linalg import Factors
 from fwlora.persistence import PersistentChain
+from fwlora.record.chain import Chain
 from fwlora.record.export import ExportReport, ExportSite, export_adapter
 from fwlora.record.ledger import KnotRecord
 
@@ -35,10 +37,11 @@ class ExportingChain(PersistentChain):
         Raises:
             ArgumentError: for a name that is no site's.
         """
+        self._check_loaded()
         self.complete_knot()
         if site not in self._sites:
             raise ArgumentError(f"`delta({site!r})`: the sites are {', '.join(self._sites)}.")
-        A, B = self._total(self._sites[site]).matrices()
+        A, B = self._total(self._sites[site], self._chain).matrices()
         return self._sites[site].orient(B @ A)
 
     def export_adapter(
@@ -61,16 +64,19 @@ class ExportingChain(PersistentChain):
             Rank and error of each site; print it.
 
         Raises:
-            ArgumentError: for a bound that is none; nothing was written.
+            ArgumentError: for a bound that is none, or parameters that no adapter can hold; nothing was written.
         """
+        self._check_loaded()
         self.complete_knot()
         model, config = self._attachment.model, self._attachment.config
+        chain = self._chain.in_memory()
         name = getattr(getattr(model, "config", None), "_name_or_path", None)
         task_type = config.task_type or ("CAUSAL_LM" if type(model).__name__.endswith("ForCausalLM") else None)
         return export_adapter(
             directory,
-            {name: self._export_site(site) for name, site in self._sites.items()},
-            self._attachment.trained,
+            {name: self._export_site(site, chain) for name, site in self._sites.items()},
+            whole_modules(model, self._attachment.trained, self._sites),
+            {name for name, _ in model.named_modules()},
             base_model=base_model or config.base_model_name_or_path or name or None,
             task_type=task_type,
             max_rank=max_rank,
@@ -84,8 +90,9 @@ class ExportingChain(PersistentChain):
             The base model without LoRA layers, the same object that was given.
         """
         self._check_unfinished()
+        self._check_loaded()
         self.complete_knot()
-        if any(bool(site.zeroed.any()) for site in self._sites.values()) or not len(self._chain):
+        if not len(self._chain) or not all(site.is_idle for site in self._sites.values()):
             self.tie_knot()
         self._finished = True
         return attach.detach(self._attachment.model)
@@ -94,11 +101,15 @@ class ExportingChain(PersistentChain):
         """Shrink masked factors to the live link's rank for good, once training is over.
 
         The Parameters are new ones and the inner optimizer forgets the old; PEFT's own configuration follows, so that
-        `save_pretrained` writes what loads again.
+        `save_pretrained` writes what loads again. A state saved from here on is one of that rank, and loads into an
+        optimizer made with it.
         """
-        self.complete_knot()
         self._check_unfinished()
+        self._check_loaded()
+        self.complete_knot()
         for site in self._sites.values():
+            if site.rank == site.width:
+                continue
             old = site.parameters()
             site.compact_(self._attachment.config)
             swapped = dict(zip(map(id, old), site.parameters(), strict=True))
@@ -107,13 +118,12 @@ class ExportingChain(PersistentChain):
             for parameter in old:
                 self.state.pop(parameter, None)
 
-    def _export_site(self, site: Site) -> ExportSite:
-        return ExportSite(self._total(site), site.is_embedding, site.transposed and site.is_linear)
+    def _export_site(self, site: Site, chain: Chain) -> ExportSite:
+        return ExportSite(self._total(site, chain), site.is_embedding, site.transposed and site.is_linear)
 
-    def _total(self, site: Site) -> Factors:
-        live = site.live()
-        # A live link that is exactly zero, as after a knot, adds rank and nothing else.
-        is_idle = self._finished or not (site.zeroed.any() or (site.bias is not None and site.bias.any()))
-        total = self._chain.stacked(site.name, None if is_idle and len(self._chain) else live)
+    def _total(self, site: Site, chain: Chain) -> Factors:
+        # An idle live link would add rank and nothing else.
+        is_over = self._finished or (site.is_idle and len(chain) > 0)
+        total = chain.stacked(site.name, None if is_over else site.live())
         assert total is not None
         return total

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from fwlora import distributed, restore
 from fwlora.course import Course
-from fwlora.errors import ArgumentError
+from fwlora.errors import ArgumentError, StateError
 from fwlora.holder import ChainHolder
 from fwlora.layers.attach import Attachment
 from fwlora.layers.sites import Site
@@ -50,7 +51,7 @@ class PersistentChain(ChainHolder):
         exact_replay: bool,
     ) -> None:
         super().__init__(inner, attachment, course, seed=seed, chain_dir=chain_dir)
-        self._original = original
+        self._original = _unaliased(original, attachment)
         self._residual_in_state = residual_in_state
         self._exact_replay = exact_replay
 
@@ -73,7 +74,8 @@ class PersistentChain(ChainHolder):
             total_steps=self._course.total_steps,
             ranks={name: site.rank for name, site in self._sites.items()},
             live={name: _values(site) for name, site in self._sites.items()},
-            trained={name: p.detach() for name, p in self._attachment.trained.items()},
+            scalings={name: site.scaling for name, site in self._sites.items()},
+            trained=self._trained(),
             links=self._chain.document(),
             ledger=self._ledger.document(),
             residuals=dict(self._residuals) if self._residual_in_state else None,
@@ -92,17 +94,20 @@ class PersistentChain(ChainHolder):
         Raises:
             StateError: for a state of another chain, or weights that fit it in no way; nothing was changed.
         """
+        self._check_unfinished()
         self.complete_knot()
         if KEY not in document:
             self._load_stripped(document)
             return
         state = State.from_document(document[KEY])
-        state.check(self.seed, {name: _shape(site) for name, site in self._sites.items()}, self._attachment.trained)
+        live = {name: _values(site) for name, site in self._sites.items()}
+        state.check(self.seed, live, {name: site.scaling for name, site in self._sites.items()}, self._trained())
         chain = Chain.from_document(state.links, self._chain.directory)
+        links = list(chain)
         ledger = Ledger.from_document(state.ledger)
         wanted, exact = restore.plan(
             self._sites,
-            chain,
+            links,
             state.originals,
             state.merged,
             self._original,
@@ -111,25 +116,31 @@ class PersistentChain(ChainHolder):
         restore.report_closeness(exact, self._exact_replay)
         super().load_document(document)  # refuses groups that do not fit before it changes anything
 
-        self._residuals = {name: value.cpu() for name, value in (state.residuals or {}).items()}
+        # Copies: the next knot changes residuals in place, and the document may be loaded again.
+        self._residuals = {name: value.to("cpu", copy=True) for name, value in (state.residuals or {}).items()}
         for name, start in wanted.items():
             site = self._sites[name]
-            self._residuals |= restore.replay(site, chain, start, into=site.targets())
+            self._residuals |= restore.replay(site, links, start, into=site.targets())
         if wanted:
             ledger = ledger.replayed("exact" if exact else "close")
         with torch.no_grad():
             for name, site in self._sites.items():
                 site.rank = state.ranks[name]
-                for letter, value in _values(site).items():
+                for letter, value in live[name].items():
                     value.copy_(state.live[name][letter])
-            for name, parameter in self._attachment.trained.items():
-                parameter.copy_(state.trained[name])
+            for name, value in self._trained().items():
+                value.copy_(state.trained[name])
         self._chain, self._ledger, self._originals = chain, ledger, state.originals
         self._course.restore(state.step, state.link_step, len(chain), state.total_steps, state.history)
         self._awaits_load = False
 
     def _load_stripped(self, document: dict[str, Any]) -> None:
         """A state that torch's distributed checkpoint has cut down to groups and moments."""
+        if len(self._chain) and not any(group.get(KNOT, 0) for group in document["param_groups"]):
+            raise StateError(
+                f"The state has no {KEY!r} entry and counts no knot, and this chain has tied {len(self._chain)}; load it into "
+                "a fresh optimizer on the original base."
+            )
         super().load_document(document)
         counters = {(group.get(STEP, 0), group.get(KNOT, 0)) for group in self.param_groups}
         step, knots = max(counters, default=(0, 0))
@@ -182,15 +193,17 @@ class PersistentChain(ChainHolder):
             ArgumentError: for a knot that was not tied, or where no original can be found.
             StateError: for originals that are not this chain's; nothing was changed.
         """
-        self.complete_knot()
         self._check_unfinished()
+        self._check_loaded()
+        self.complete_knot()
         if isinstance(to_knot, bool) or not isinstance(to_knot, int) or not 0 <= to_knot <= len(self._chain):
             raise ArgumentError(f"`rollback(to_knot={to_knot!r})`: this chain has knots 0 to {len(self._chain)}.")
         source = original if original is not None else self._original
         source = source if source is not None else restore.source_of(self._attachment.model)
         originals = self.fingerprint_originals()
         starts = {name: restore.read_original(source, site, originals) for name, site in self._sites.items()}
-        trained = {name: restore.lookup(source, name) for name in self._attachment.trained}
+        trained = {name: restore.lookup(source, name) for name in self._trained()}
+        links = self._chain[:to_knot]  # read before anything changes: a file may be missing
         if (original is None and trained) or any(value is None for value in trained.values()):
             raise ArgumentError(
                 f"`rollback(to_knot={to_knot})` cannot turn back the modules trained in full ({sorted(trained)}): give "
@@ -201,14 +214,19 @@ class PersistentChain(ChainHolder):
         self._chain.truncate(to_knot)
         self._residuals = {}
         for name, site in self._sites.items():
-            self._residuals |= restore.replay(site, self._chain, starts[name], into=site.targets())
+            self._residuals |= restore.replay(site, links, starts[name], into=site.targets())
             self.start_link(site, to_knot)
         with torch.no_grad():
-            for name, parameter in self._attachment.trained.items():
-                parameter.copy_(trained[name])  # type: ignore[arg-type]
+            for name, value in self._trained().items():
+                value.copy_(trained[name])  # type: ignore[arg-type]
         self.forget(self.parameters())
         self._ledger = ledger
         self._course.restore(ledger.column("step")[-1] if to_knot else 0, 0, to_knot, self._course.total_steps, {})
+
+    def _trained(self) -> dict[str, Tensor]:
+        """What is trained in full, buffers with it, by name."""
+        parameters = {name: parameter.detach() for name, parameter in self._attachment.trained.items()}
+        return parameters | self._attachment.buffers
 
 
 def _values(site: Site) -> dict[str, Tensor]:
@@ -216,5 +234,9 @@ def _values(site: Site) -> dict[str, Tensor]:
     return values if site.bias is None else values | {"bias": site.bias.detach()}
 
 
-def _shape(site: Site) -> tuple[int, ...]:
-    return (site.B.shape[0], *site.A.shape)
+def _unaliased(original: restore.Original | None, attachment: Attachment) -> restore.Original | None:
+    """`original=model.state_dict()` refers to the very weights that knots change: those are copied."""
+    if not isinstance(original, Mapping):
+        return original
+    merged = {target.data_ptr() for site in attachment.sites.values() for target in site.targets().values()}
+    return {name: value.clone() if value.data_ptr() in merged else value for name, value in original.items()}

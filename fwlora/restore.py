@@ -7,18 +7,17 @@ a copy of one weight at a time first, so that a state that does not fit leaves t
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from fwlora.errors import ArgumentError, CloseReplayWarning, StateError
+from fwlora.errors import ArgumentError, CloseReplayWarning, StateError, warn
 from fwlora.layers.rounding import ROUNDED
 from fwlora.layers.sites import Site
-from fwlora.record.chain import Chain, Link
+from fwlora.record.chain import Link
 from fwlora.record.fingerprint import Fingerprint, fingerprint
 
 Original = Mapping[str, Tensor] | str | os.PathLike[str]
@@ -55,7 +54,7 @@ def replay(site: Site, links: Iterable[Link], start: Mapping[str, Tensor], *, in
 
 def plan(
     sites: Mapping[str, Site],
-    chain: Chain,
+    links: Sequence[Link],
     originals: Mapping[str, Fingerprint],
     merged: Mapping[str, Fingerprint],
     original: Original | None,
@@ -66,7 +65,7 @@ def plan(
 
     Args:
         sites: the model's.
-        chain: the chain of the state.
+        links: the chain of the state.
         originals: fingerprints before the first merge.
         merged: fingerprints that the weights must come to have.
         original: where the original weights are, for weights that are neither original nor merged.
@@ -82,7 +81,7 @@ def plan(
     exact, wanted = True, {}
     for site in sites.values():
         now = {name: fingerprint(target) for name, target in site.targets().items()}
-        incomplete = not residuals_known and len(chain) > 0 and site.weight.dtype in ROUNDED
+        incomplete = not residuals_known and len(links) > 0 and site.weight.dtype in ROUNDED
         if _agree(now, merged) and not incomplete:
             continue
         start: Mapping[str, Tensor] = dict(site.targets())
@@ -99,19 +98,19 @@ def plan(
             if original is None:
                 raise StateError(
                     f"{site.name!r} holds weights that are neither the original ones of this chain nor those merged after "
-                    f"{len(chain)} knot(s). Load the original base model (or the checkpoint that the state was saved with) "
+                    f"{len(links)} knot(s). Load the original base model (or the checkpoint that the state was saved with) "
                     "first, or give `ChainLoRAOptimizer(original=...)` the original weights."
                 )
             start = read_original(original, site, originals)
         scratch = {name: torch.empty_like(target) for name, target in site.targets().items()}
-        replay(site, chain, start, into=scratch)
+        replay(site, links, start, into=scratch)
         for name, target in scratch.items():
             mark = fingerprint(target)
             if mark.exact == merged[name].exact:
                 continue
             if not mark.close(merged[name], _tolerance(target)):
                 raise StateError(
-                    f"Replaying {len(chain)} link(s) at {site.name!r} does not give the weights that the state was saved "
+                    f"Replaying {len(links)} link(s) at {site.name!r} does not give the weights that the state was saved "
                     "with; the state or its links are damaged."
                 )
             exact = False
@@ -135,7 +134,7 @@ def read_original(original: Original, site: Site, originals: Mapping[str, Finger
     """
     found = {}
     for name, target in site.targets().items():
-        value = lookup(original, name)
+        value = lookup(original, name, by_ending=True)
         if value is None:
             raise StateError(f"`original=` holds no {name!r}; give the weights that the chain started from.")
         value = value.to(target)
@@ -175,16 +174,26 @@ def source_of(model: torch.nn.Module) -> str:
     )
 
 
-def lookup(original: Original, name: str) -> Tensor | None:
-    """A parameter's value in a state_dict, a safetensors file or a folder of them; None where it holds none."""
+def lookup(original: Original, name: str, *, by_ending: bool = False) -> Tensor | None:
+    """A parameter's value in a state_dict, a safetensors file or a folder of them; None where it holds none.
+
+    Args:
+        original: where to look.
+        name: the parameter's name in the base model.
+        by_ending: also take a key that is longer or shorter by a prefix, as checkpoints of base classes have; only for
+            values that are checked by fingerprint.
+
+    Returns:
+        The value.
+    """
     if isinstance(original, Mapping):
-        key = _key(list(original), name)
+        key = _key(list(original), name, by_ending)
         return None if key is None else original[key]
     path = Path(original)
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     for file in files:
         with safe_open(file, framework="pt") as handle:
-            key = _key(list(handle.keys()), name)
+            key = _key(list(handle.keys()), name, by_ending)
             if key is not None:
                 return handle.get_tensor(key)
     return None
@@ -205,7 +214,7 @@ def report_closeness(exact: bool, exact_replay: bool) -> None:
     message = "The replayed weights differ from the saved ones by rounding (another device or library version?)"
     if exact_replay:
         raise StateError(f"{message}, and `exact_replay=True` refuses that; nothing was changed.")
-    warnings.warn(f"{message}; training goes on from them.", CloseReplayWarning, stacklevel=4)
+    warn(f"{message}; training goes on from them.", CloseReplayWarning)
 
 
 def _agree(now: Mapping[str, Fingerprint], then: Mapping[str, Fingerprint]) -> bool:
@@ -217,10 +226,11 @@ def _tolerance(target: Tensor) -> float:
     return 1e-4 if target.dtype in ROUNDED else 1e-6
 
 
-def _key(keys: list[str], name: str) -> str | None:
-    """The key of a parameter: its name, with or without PEFT's infix and a wrapper's or base class's prefix."""
+def _key(keys: list[str], name: str, by_ending: bool) -> str | None:
     module, _, leaf = name.rpartition(".")
-    wanted = (name, f"{module}.base_layer.{leaf}")
-    exact = [key for key in keys if key in wanted]
-    ending = [key for key in keys if key.endswith(tuple(f".{w}" for w in wanted)) or name.endswith(f".{key}")]
-    return (exact or ending or [None])[0]
+    names = (name, f"{module}.base_layer.{leaf}")
+    wanted = {prefix + name for prefix in ("", "base_model.model.", "module.") for name in names}
+    found = [key for key in keys if key in wanted]
+    if not found and by_ending:
+        found = [key for key in keys if key.endswith(tuple(f".{n}" for n in names)) or name.endswith(f".{key}")]
+    return found[0] if found else None

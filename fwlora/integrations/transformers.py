@@ -45,7 +45,12 @@ class ChainCallback(TrainerCallback):
         self._seen = 0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Bind the number of steps."""
+        """Bind the number of steps, and refuse what could only fail at the end."""
+        if args.load_best_model_at_end and args.save_only_model:
+            raise ArgumentError(
+                "`load_best_model_at_end=True` needs the best checkpoint's optimizer.pt, which `save_only_model=True` leaves "
+                "out; leave it off."
+            )
         chain = unwrap(kwargs["optimizer"])
         # A resumed run may lack steps that a gradient scaler skipped; a length that the schedule brings stands then.
         if state.global_step == 0 or getattr(chain.knots, "total_steps", None) is None:

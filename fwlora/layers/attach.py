@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import math
 import re
 import warnings
 import weakref
@@ -15,14 +16,16 @@ import torch
 from peft import LoraConfig, PeftModel
 from peft.functional import cast_adapter_dtype, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as PEFT_TARGETS
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from fwlora.errors import ArgumentError, OwnershipError, SkippedLayersWarning, UnsupportedModelError
+from fwlora.errors import ArgumentError, OwnershipError, SkippedLayersWarning, UnsupportedModelError, warn
 from fwlora.layers import refusals
 from fwlora.layers.sites import Site
+from fwlora.layers.trained import collect
 
 ADAPTER = "default"
 _WRAPPERS = (DistributedDataParallel, DataParallel)
@@ -38,6 +41,7 @@ class Attachment(NamedTuple):
         sites: its sites by name.
         config: the configuration of the live adapter.
         trained: parameters trained in full beside the factors, by name in the base model.
+        buffers: the persistent buffers of those modules.
         adopted: whether the LoRA layers were there before.
     """
 
@@ -45,6 +49,7 @@ class Attachment(NamedTuple):
     sites: dict[str, Site]
     config: LoraConfig
     trained: dict[str, nn.Parameter]
+    buffers: dict[str, Tensor]
     adopted: bool
 
 
@@ -62,6 +67,12 @@ def attach(
     refusals.refuse_non_model(model)
     base = unwrap_model(model)
     layers = lora_layers(base)
+    others = {type(m).__name__ for m in base.modules() if isinstance(m, BaseTunerLayer) and not isinstance(m, LoraLayer)}
+    if others:
+        raise UnsupportedModelError(
+            f"`ChainLoRAOptimizer(model)` got a model with adapters of another kind ({', '.join(sorted(others))}); give the "
+            "plain model, or one with LoRA layers alone."
+        )
     if layers:
         if (rank, alpha, target_modules, lora_config) != (None, None, None, None) or lora_bias:
             raise ArgumentError(
@@ -81,6 +92,12 @@ def attach(
             "`lora_config=` says the rank, alpha and target modules; leave out `rank=`, `alpha=` and `target_modules=`."
         )
     if lora_config is None:
+        if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
+            raise ArgumentError(
+                f"`rank={rank!r}`: give a whole number of at least 1, or a RankSchedule such as StepDown([8, 4])."
+            )
+        if alpha is not None and not (isinstance(alpha, int | float) and math.isfinite(alpha) and alpha != 0):
+            raise ArgumentError(f"`alpha={alpha!r}`: give a finite number other than 0; the scale is alpha / rank.")
         rank = 8 if rank is None else rank
         lora_config = LoraConfig(
             r=rank,
@@ -117,6 +134,11 @@ def lora_layers(model: nn.Module) -> dict[str, LoraLayer]:
 
 def default_targets(model: nn.Module) -> str | list[str]:
     """PEFT's own choice for the architecture, else every Linear and Conv but tied, grouped and output-head layers."""
+    if not list(model.children()):
+        raise UnsupportedModelError(
+            f"The model is itself one layer ({type(model).__name__}), and a layer is adapted by replacing it in its parent; "
+            "wrap it, e.g. in nn.Sequential."
+        )
     known = PEFT_TARGETS.get(getattr(getattr(model, "config", None), "model_type", ""))
     if known:
         return known
@@ -126,27 +148,19 @@ def default_targets(model: nn.Module) -> str | list[str]:
     for name, module in model.named_modules():
         if not isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) and type(module).__name__ != "Conv1D":
             continue
-        reason = (
-            "tied"
-            if name in shared
-            else "output head"
-            if module is head
-            else "grouped"
-            if getattr(module, "groups", 1) != 1
-            else None
-        )
-        skipped.append(f"{name} ({reason})") if reason else chosen.append(name)
+        parent = model.get_submodule(name.rpartition(".")[0])
+        why = "tied" if name in shared else "output head" if module is head else refusals.unmergeable(module, parent)
+        skipped.append(f"{name} ({why})") if why else chosen.append(name)
     if not chosen:
         raise UnsupportedModelError(
             "`target_modules=None` looks for Linear and Conv layers and this model has none that can be adapted; name the "
             "modules in `target_modules=`."
         )
     if skipped:
-        warnings.warn(
+        warn(
             f"`target_modules=None` leaves these layers frozen: {', '.join(skipped)}. Name layers in `target_modules=` to "
             "choose yourself.",
             SkippedLayersWarning,
-            stacklevel=4,
         )
     # A list would also match every longer name with that ending.
     return "|".join(re.escape(name) for name in chosen)
@@ -161,7 +175,7 @@ def _inject(base: nn.Module, config: LoraConfig, train_modules: Sequence[str]) -
             for message in ("fan_in_fan_out is set to", "`lora_bias=True` was passed", "LoRA adapter added to ConvNd"):
                 warnings.filterwarnings("ignore", message=message)
             inject_adapter_in_model(config, base, adapter_name=ADAPTER)
-    except ValueError as error:
+    except (ValueError, re.error) as error:
         raise ArgumentError(f"`target_modules=`: PEFT refused the injection: {error}") from error
     cast_adapter_dtype(base, ADAPTER, True)
     return _attachment(base, lora_layers(base), ADAPTER, config, train_modules, adopted=False)
@@ -174,7 +188,7 @@ def undone_on_error(model: nn.Module) -> Iterator[None]:
         yield
         return
     trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    was_plain = not lora_layers(model)
+    was_plain = not isinstance(model, PeftModel) and not hasattr(unwrap_model(model), "peft_config")
     try:
         yield
     except BaseException:
@@ -186,6 +200,8 @@ def undone_on_error(model: nn.Module) -> Iterator[None]:
 
 
 def _adopt(base: nn.Module, layers: dict[str, LoraLayer], train_modules: Sequence[str]) -> Attachment:
+    # With several adapters present, the active one need not be on every layer.
+    layers = {name: layer for name, layer in layers.items() if set(layer.active_adapters) & set(layer.r)} or layers
     for name, layer in layers.items():
         refusals.refuse_adapter_state(name, layer)
         if is_owned(layer):
@@ -218,36 +234,14 @@ def _attachment(
     clean = {name: name.removesuffix(".base_layer") for name, _ in base.named_modules(remove_duplicate=False)}
     sites = {}
     for name, layer in layers.items():
-        refusals.refuse_layer(name, layer, adapter)
+        refusals.refuse_layer(name, layer, adapter, base.get_submodule(name.rpartition(".")[0]))
         refusals.refuse_tied(name, layer.get_base_layer().weight, shared, clean)  # type: ignore[arg-type]
         sites[name] = Site(name, layer, adapter)
-    trained = _trained(base, adapter, sites, train_modules)
     factors = [parameter for site in sites.values() for parameter in site.parameters()]
+    refusals.refuse_frozen(adapter, factors)
+    trained, buffers = collect(base, adapter, sites, train_modules, shared)
     refusals.refuse_strays(base, [*factors, *trained.values()])
-    return Attachment(base, sites, config, trained, adopted)
-
-
-def _trained(base: nn.Module, adapter: str, sites: dict[str, Site], train_modules: Sequence[str]) -> dict[str, nn.Parameter]:
-    if isinstance(train_modules, str):
-        raise ArgumentError(f"`train_modules=` takes a sequence of module names and got the string {train_modules!r}.")
-    trained: dict[str, nn.Parameter] = {}
-    for name, module in base.named_modules():
-        if isinstance(module, ModulesToSaveWrapper):
-            copies = module.modules_to_save[adapter]
-            trained |= {f"{name}.{leaf}": parameter for leaf, parameter in copies.named_parameters()}
-    for wanted in train_modules:
-        found = [name for name, _ in base.named_modules() if name == wanted or name.endswith(f".{wanted}")]
-        if not found:
-            raise ArgumentError(f"`train_modules=` names {wanted!r}, and the model has no module of that name or ending.")
-        for name in found:
-            if any(site == name or site.startswith(f"{name}.") for site in sites):
-                raise ArgumentError(
-                    f"`train_modules=` names {wanted!r}, which holds a site of the chain; choose one of the two."
-                )
-            for leaf, parameter in base.get_submodule(name).named_parameters():
-                parameter.requires_grad_(True)
-                trained[f"{name}.{leaf}"] = parameter
-    return trained
+    return Attachment(base, sites, config, trained, buffers, adopted)
 
 
 def own(sites: dict[str, Site], owner: object) -> None:

@@ -60,7 +60,23 @@ def refuse_config(config: LoraConfig, argument: str) -> None:
         raise UnsupportedModelError(f"`{argument}` asks for a LoRA variant; a chain serves plain LoRA layers only.")
 
 
-def refuse_layer(name: str, layer: LoraLayer, adapter: str) -> None:
+def unmergeable(layer: nn.Module, parent: nn.Module) -> str | None:
+    """Why a Linear, Conv or Embedding computes something else than its LoRA twin would have merged; None where it does not."""
+    if getattr(layer, "groups", 1) != 1:
+        return f"grouped (groups={layer.groups})"  # a block-diagonal update is not low-rank
+    # PEFT makes its convolutions without these two.
+    if any(step != 1 for step in getattr(layer, "dilation", ())):  # type: ignore[union-attr]
+        return f"dilated (dilation={layer.dilation})"
+    if getattr(layer, "padding_mode", "zeros") != "zeros":
+        return f"padded by padding_mode={layer.padding_mode!r}"
+    if getattr(layer, "max_norm", None) is not None:
+        return f"renormalised in place (max_norm={layer.max_norm})"
+    if isinstance(parent, nn.MultiheadAttention | nn.TransformerEncoderLayer):
+        return f"read past its adapter by torch's {type(parent).__name__}"
+    return None
+
+
+def refuse_layer(name: str, layer: LoraLayer, adapter: str, parent: nn.Module) -> None:
     """A layer of a kind, a precision or a state that a chain cannot merge into."""
     base = layer.get_base_layer()
     weight = getattr(base, "weight", None)
@@ -79,10 +95,11 @@ def refuse_layer(name: str, layer: LoraLayer, adapter: str) -> None:
             f"{name!r} stores its weight as {weight.dtype}; merging knows {', '.join(str(d) for d in EXACT + ROUNDED)}. "
             "Convert the base, or leave the layer out of `target_modules`."
         )
-    if getattr(base, "groups", 1) != 1:
+    reason = unmergeable(base, parent)
+    if reason:
         raise UnsupportedModelError(
-            f"`target_modules` names {name!r}, a convolution with groups={base.groups}, whose update is block-diagonal and "
-            "not low-rank. Leave it out."
+            f"`target_modules` names {name!r}, a layer that is {reason}: a merge would not be what the adapter computes "
+            "there, and a knot would change the model. Leave it out."
         )
     if layer.lora_variant.get(adapter) is not None or layer.use_dora.get(adapter, False):
         raise UnsupportedModelError(f"{name!r} runs a LoRA variant (DoRA or the like); a chain serves plain LoRA only.")
@@ -105,6 +122,15 @@ def refuse_adapter_state(name: str, layer: BaseTunerLayer) -> None:
             f"{name!r} has the active adapters {list(layer.active_adapters)}"
             f"{' and they are disabled' if layer.disable_adapters else ''}; a chain trains exactly one. Choose it with "
             "`model.set_adapter(name)`."
+        )
+
+
+def refuse_frozen(adapter: str, factors: Iterable[nn.Parameter]) -> None:
+    """An adapter that was loaded for inference."""
+    if not any(parameter.requires_grad for parameter in factors):
+        raise UnsupportedModelError(
+            f"All factors of the adapter {adapter!r} are frozen, so nothing would train. Load it with "
+            "`PeftModel.from_pretrained(..., is_trainable=True)`."
         )
 
 

@@ -48,7 +48,8 @@ def split(E: Float[Tensor, "*shape"], dtype: torch.dtype) -> tuple[Float[Tensor,
         >>> bool(((restore(*split(E, torch.bfloat16)) - E).abs() <= E.abs() * 2**-15).all())
         True
     """
-    W = E.to(dtype)
+    # fp16 ends at 65504: a weight that would leave it stays at the end, where the gain tells, and does not become inf.
+    W = E.clamp(-torch.finfo(dtype).max, torch.finfo(dtype).max).to(dtype)
     # Nearest rounding errs by half a last place at most, 128 units; +128 does not fit int8 and loses one unit.
     units = ((E - W.float()) / ulp(W) * 256).round().clamp(-128, 127)
     return W, units.to(torch.int8)

@@ -98,6 +98,11 @@ class Site:
         """Rank as allocated."""
         return int(self.layer.r[self.adapter])
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether the live link is exactly zero, as after a knot."""
+        return not bool(self.zeroed.any()) and (self.bias is None or not bool(self.bias.any()))
+
     def parameters(self) -> list[nn.Parameter]:
         """A, B and the factor's bias, where it has one."""
         return [self.A, self.B] if self.bias is None else [self.A, self.B, self.bias]
@@ -171,7 +176,9 @@ class Site:
         alpha = scaling * (self.rank**0.5 if self.layer.use_rslora.get(adapter) else self.rank)
         self.layer.r[adapter], self.layer.lora_alpha[adapter] = self.rank, alpha
         key = f"^{re.escape(self.name)}"
-        config.rank_pattern[key], config.alpha_pattern[key] = self.rank, alpha  # type: ignore[index]
+        # PEFT takes the first pattern that matches.
+        config.rank_pattern = {key: self.rank, **(config.rank_pattern or {})}
+        config.alpha_pattern = {key: alpha, **(config.alpha_pattern or {})}  # type: ignore[dict-item]
 
     def _residual(self, name: str, target: Tensor, residuals: dict[str, Tensor]) -> Tensor | None:
         if target.dtype not in ROUNDED:

@@ -24,7 +24,7 @@ from fwlora.errors import ArgumentError, ChainFileError
 from fwlora.linalg import Factors
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors do not compare to a bool
 class Link:
     """What was learned between two knots: each site's retired factors, whose scale includes the link's coefficient."""
 
@@ -93,9 +93,11 @@ class Chain(Sequence[Link]):
             self._links.append(link)
             return
         data = link.to_bytes()
-        file = f"link-{len(self):05d}.safetensors"
+        digest = hashlib.sha256(data).hexdigest()
+        # Named by content: another run, or this one after a rollback, never overwrites what a saved state refers to.
+        file = f"link-{len(self):05d}-{digest[:12]}.safetensors"
         write_atomically(self.directory / file, data)
-        self._links.append(StoredLink(file, hashlib.sha256(data).hexdigest()))
+        self._links.append(StoredLink(file, digest))
 
     def truncate(self, links: int) -> None:
         """Keep the first `links` links; the files of the others stay on disk until they are written anew."""
@@ -120,6 +122,8 @@ class Chain(Sequence[Link]):
         links = [link.factors[site] for link in self if site in link.factors] + ([] if live is None else [_on_cpu(live)])
         if not links:
             return None
+        # Half-precision factors are multiplied in float32 at a merge, and so they are here.
+        links = [f._replace(A=_at_least_float32(f.A), B=_at_least_float32(f.B)) for f in links]
         bias = None if links[0].bias is None else sum(f.scale * f.bias for f in links if f.bias is not None)
         return Factors(
             torch.cat([f.A for f in links]),
@@ -152,6 +156,14 @@ class Chain(Sequence[Link]):
     def stable_rank(self, site: str) -> float:
         """``|sum|_F^2 / |sum|_2^2``."""
         return linalg.stable_rank(self.spectrum(site))
+
+    def in_memory(self) -> Chain:
+        """The same links, each file read and checked once."""
+        if self.directory is None:
+            return self
+        chain = Chain()
+        chain._links = list(self)
+        return chain
 
     def document(self) -> list[dict[str, Any]]:
         """Each link, or its file's name and checksum, for the state."""
@@ -232,6 +244,10 @@ def write_atomically(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _on_cpu(factors: Factors) -> Factors:

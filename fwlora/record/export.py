@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -63,7 +63,8 @@ class ExportReport:
 def export_adapter(
     directory: str | os.PathLike[str],
     sites: Mapping[str, ExportSite],
-    trained: Mapping[str, Tensor],
+    modules: Mapping[str, Mapping[str, Tensor]],
+    module_names: Collection[str],
     *,
     base_model: str | None,
     task_type: str | None,
@@ -75,7 +76,8 @@ def export_adapter(
     Args:
         directory: made where missing.
         sites: the whole update of each site, by the site's full name.
-        trained: parameters trained in full, by name.
+        modules: the whole state of each module trained in full, by its name.
+        module_names: of all modules of the model, for telling which names are unambiguous.
         base_model: name or path of the original base.
         task_type: PEFT's, e.g. ``"CAUSAL_LM"``.
         max_rank: largest rank of any site.
@@ -98,10 +100,10 @@ def export_adapter(
             tensors[f"{PREFIX}{name}.{letter}"] = factor.contiguous()
         if site.factors.bias is not None:
             tensors[f"{PREFIX}{name}.lora_B.bias"] = site.factors.bias.float().contiguous()
-    for name, parameter in trained.items():
-        tensors[f"{PREFIX}{_original_name(name)}"] = parameter.detach().cpu().contiguous()
+    for name, values in modules.items():
+        tensors |= {f"{PREFIX}{name}.{leaf}": value.detach().cpu().contiguous() for leaf, value in values.items()}
 
-    config = _config(sites, ranks, trained, base_model, task_type)
+    config = _config(sites, ranks, sorted(modules), module_names, base_model, task_type)
     report = ExportReport(Path(directory), ranks, {name: site.factors.rank for name, site in sites.items()}, errors)
     write_atomically(report.directory / "adapter_model.safetensors", save(tensors, {"format": "pt"}))
     write_atomically(report.directory / "README.md", _card(report, base_model).encode())
@@ -127,7 +129,8 @@ def _cut(factors: Factors, max_rank: int | None, tolerance: float | None) -> tup
 def _config(
     sites: Mapping[str, ExportSite],
     ranks: Mapping[str, int],
-    trained: Mapping[str, Tensor],
+    modules: list[str],
+    module_names: Collection[str],
     base_model: str | None,
     task_type: str | None,
 ) -> LoraConfig:
@@ -139,25 +142,20 @@ def _config(
         lora_alpha=largest,
         rank_pattern=dict(pattern),
         alpha_pattern=dict(pattern),
-        target_modules=_targets(list(sites)),
+        target_modules=_targets(list(sites), module_names),
         fan_in_fan_out=any(site.fan_in_fan_out for site in sites.values()),
         lora_bias=any(site.factors.bias is not None for site in sites.values()),
-        modules_to_save=sorted({_original_name(name).rpartition(".")[0] for name in trained}) or None,
+        modules_to_save=modules or None,
         base_model_name_or_path=base_model,
         task_type=task_type,  # type: ignore[arg-type]
         inference_mode=True,
     )
 
 
-def _targets(names: list[str]) -> str | list[str]:
-    # PEFT takes a listed name for any longer one that ends in it; a lone top-level "0" would reach "net.0" too.
-    ambiguous = any("." not in name for name in names)
+def _targets(names: list[str], module_names: Collection[str]) -> str | list[str]:
+    # PEFT takes a listed name for any longer one that ends in it; where there is such a module, only a pattern is exact.
+    ambiguous = any(other.endswith(f".{name}") for name in names for other in module_names if other not in names)
     return "|".join(re.escape(name) for name in names) if ambiguous else names
-
-
-def _original_name(name: str) -> str:
-    """A trained parameter's name in the base model, out of PEFT's wrapper for modules to save."""
-    return re.sub(r"\.modules_to_save\.[^.]+", "", name)
 
 
 def _card(report: ExportReport, base_model: str | None) -> str:

@@ -31,6 +31,7 @@ class State:
         link_step: steps taken in the live link.
         total_steps: length of the run, where known.
         ranks: rank of the live link at each site.
+        scalings: LoRA's scale at each site.
         live: A, B and bias of the live link at each site, as allocated.
         trained: parameters trained in full, by name.
         links: the chain's own document.
@@ -46,6 +47,7 @@ class State:
     link_step: int
     total_steps: int | None
     ranks: dict[str, int]
+    scalings: dict[str, float]
     live: dict[str, dict[str, Tensor]]
     trained: dict[str, Tensor]
     links: list[dict[str, Any]]
@@ -86,13 +88,20 @@ class State:
             values[name] = {target: Fingerprint(mark["exact"], mark["sketch"].cpu()) for target, mark in values[name].items()}
         return cls(**values)
 
-    def check(self, seed: int, shapes: Mapping[str, tuple[int, ...]], trained: Mapping[str, Tensor]) -> None:
+    def check(
+        self,
+        seed: int,
+        live: Mapping[str, Mapping[str, Tensor]],
+        scalings: Mapping[str, float],
+        trained: Mapping[str, Tensor],
+    ) -> None:
         """Refuse a state of another seed, of other sites or of other factors.
 
         Args:
             seed: the optimizer's.
-            shapes: (out, width, in) of each site's factors.
-            trained: the parameters trained in full.
+            live: its factors at each site.
+            scalings: its LoRA scale at each site.
+            trained: what it trains in full.
 
         Raises:
             StateError: naming what differs.
@@ -102,22 +111,29 @@ class State:
                 f"The state was made with seed={self.seed} and this optimizer has `seed={seed}`; later links would be drawn "
                 "differently. Give the same seed."
             )
-        differing = sorted(set(shapes) ^ set(self.live))
+        differing = sorted(set(live) ^ set(self.live))
         if differing:
             raise StateError(
                 f"The state and this model differ in {len(differing)} site(s), e.g. {differing[0]!r}; give the same model, "
                 "`target_modules=` and `lora_config=` as when the state was made."
             )
         for name, factors in self.live.items():
-            saved = (factors["B"].shape[0], *factors["A"].shape)
-            if saved != shapes[name]:
+            if _shapes(factors) != _shapes(live[name]):
                 raise StateError(
-                    f"At site {name!r} the state's factors have (out, rank, in) = {saved} and the model's {shapes[name]}; "
-                    "give the same `rank=` or `lora_config=` as when the state was made."
+                    f"At site {name!r} the state's factors are {_shapes(factors)} and this optimizer's {_shapes(live[name])}; "
+                    "give the same `rank=`, `lora_bias=` or `lora_config=` as when the state was made."
                 )
-        saved, mine = ({name: tuple(value.shape) for name, value in table.items()} for table in (self.trained, trained))
-        if saved != mine:
+            if self.scalings[name] != scalings[name]:
+                raise StateError(
+                    f"At site {name!r} the state's scale is {self.scalings[name]} and this optimizer's {scalings[name]}; give "
+                    "the same `alpha=` or `lora_config=` as when the state was made."
+                )
+        if _shapes(self.trained) != _shapes(trained):
             raise StateError(
-                f"The state trains {saved} in full (names and shapes) and this optimizer {mine}; give the same model and "
-                "`train_modules=`."
+                f"The state trains {_shapes(self.trained)} in full and this optimizer {_shapes(trained)}; give the same model "
+                "and `train_modules=`."
             )
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}

@@ -64,7 +64,8 @@ class Evenly(CountedKnots):
     """`links` links of equal length: a knot after step ``ceil(k T / links)``, ``0 < k < links``, and none at T.
 
     Args:
-        links: number of links, at least 1 (1 is LoRA). The paper's chains have 2 or 3 (arXiv 2401.04151, section 5).
+        links: number of links, at least 1 (1 is LoRA); a run of fewer steps has fewer.
+            The paper's chains have 2 or 3 (arXiv 2401.04151, section 5).
         total_steps: T, the optimizer steps of the whole run; it may be left open and bound later by
             `optimizer.total_steps = T`, as `ChainCallback` does.
 
@@ -108,6 +109,8 @@ class At(CountedKnots):
     steps: tuple[int, ...]
 
     def __init__(self, steps: Iterable[int]) -> None:
+        if not isinstance(steps, Iterable):
+            raise ArgumentError(f"`At(steps={steps!r})`: give a list of step numbers.")
         chosen = tuple(sorted(set(steps)))
         for step in chosen:
             _positive("At(steps=[...])", step)

@@ -58,6 +58,8 @@ class StepDown(RankSchedule):
     widths: tuple[int, ...]
 
     def __init__(self, widths: Iterable[int]) -> None:
+        if not isinstance(widths, Iterable):
+            raise ArgumentError(f"`StepDown(widths={widths!r})`: give a list of ranks.")
         chosen = tuple(widths)
         if not chosen:
             raise ArgumentError("`StepDown(widths=[...])` takes at least one rank and got none.")

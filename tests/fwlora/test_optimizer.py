@@ -253,7 +253,7 @@ def test_default_targets_skip_tied_grouped_and_output_layers():
         def get_output_embeddings(self):
             return self.head
 
-    expected = r"grouped \(grouped\), one \(tied\), other \(tied\), head \(output head\)"
+    expected = r"grouped \(grouped \(groups=2\)\), one \(tied\), other \(tied\), head \(output head\)"
     with pytest.warns(SkippedLayersWarning, match=expected) as caught:
         optimizer = ChainLoRAOptimizer(Odd())
     assert caught[0].filename == __file__, "it points at the caller's line"

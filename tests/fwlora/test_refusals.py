@@ -53,9 +53,18 @@ class ByGap(ByData):
         ({"knot": Every(3)}, "`knot=`.*did you mean `knots=`"),
         ({"beta": (0.9, 0.99)}, "did you mean `betas=`"),
         ({"lr": -1.0}, "AdamW.*-1.0"),
-        ({"rank": 0}, "takes ranks.*0"),
-        ({"rank": 2.5}, "takes ranks.*2.5"),
-        ({"rank": [4, 2]}, "takes ranks"),
+        ({"rank": 0}, "`rank=0`"),
+        ({"rank": 2.5}, "`rank=2.5`"),
+        ({"rank": [4, 2]}, r"`rank=\[4, 2\]`.*StepDown"),
+        ({"rank": StepDown([4, 2]), "lora_config": config(r=8)}, "rank 8 at most"),
+        ({"rank": Constant(16), "lora_config": config(r=2)}, "rank 2 at most"),
+        ({"alpha": 0}, "`alpha=0`"),
+        ({"alpha": "x"}, "`alpha='x'`"),
+        ({"lr": None}, "`lr=None`"),
+        ({"lr_ratio": "2"}, "`lr_ratio='2'`"),
+        ({"inner": 42}, "`inner=42`"),
+        ({"seed": None}, "`seed=None`"),
+        ({"target_modules": "("}, "target_modules"),
         ({"inner": torch.optim.LBFGS}, "LBFGS"),
         ({"lr_ratio": 0.0}, "`lr_ratio=0.0`"),
         ({"train_modules": "lm_head"}, "sequence of module names"),
@@ -117,7 +126,7 @@ def test_shape_arguments_on_an_adopted_model_are_refused_but_a_schedule_is_not()
     for options in ({"rank": 4}, {"alpha": 8}, {"target_modules": ["q_proj"]}, {"lora_config": config()}):
         with pytest.raises(ArgumentError, match="brings its own LoRA layers"):
             ChainLoRAOptimizer(model, **options)
-    with pytest.raises(ArgumentError, match="starts below the rank 4"):
+    with pytest.raises(ArgumentError, match="rank 4 at most"):
         ChainLoRAOptimizer(model, rank=Constant(2))
     ChainLoRAOptimizer(model, rank=StepDown([4, 2]))
 

@@ -237,7 +237,7 @@ def test_unknown_state_document_is_refused(chained, change):
 def test_links_on_disk_resume_as_links_in_memory(chained, tmp_path):
     model, optimizer, batch = chained(steps=7, chain_dir=tmp_path / "run")
     in_memory_model, in_memory, _ = chained(steps=7)
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["link-00000.safetensors", "link-00001.safetensors"]
+    assert [path.name[:11] for path in sorted((tmp_path / "run").iterdir())] == ["link-00000-", "link-00001-"]
     saved = through_disk(optimizer.state_dict())
     assert "sites" not in saved["fwlora"]["links"][0]
     train(optimizer, model, batch, 3)  # a later link file, to be ignored
@@ -253,7 +253,7 @@ def test_links_on_disk_are_checked(chained, tmp_path):
     _, optimizer, _ = chained(steps=4, chain_dir=tmp_path)
     saved = through_disk(optimizer.state_dict())
     _, other, _ = chained(chain_dir=tmp_path)
-    file = tmp_path / "link-00000.safetensors"
+    (file,) = tmp_path.iterdir()
     good = file.read_bytes()
     file.write_bytes(good[:-1] + b"x")
     with pytest.raises(ChainFileError, match="not the file"):

@@ -142,7 +142,7 @@ def test_prepare_reloads_a_chain_on_disk(bench, tmp_path):
     model, optimizer = accelerator.prepare(model, chain)
     bench.assert_same(bench.facts(chain), before)
     _loop(accelerator, model, optimizer, map(bench.tokens, range(4, 8)))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["link-00000.safetensors", "link-00001.safetensors"]
+    assert sorted(path.name[:11] for path in tmp_path.iterdir()) == ["link-00000-", "link-00001-"]
 
 
 @pytest.mark.parametrize("steps", [2, 4])

@@ -1,0 +1,371 @@
+"""What is easy to get wrong in silence: layers that LoRA twins do not follow, things trained beside the factors, files."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
+from torch import nn
+
+from fwlora import At, ChainLoRAOptimizer, Decay, Every, Never, StepDown
+from fwlora.errors import (
+    ArgumentError,
+    ChainFileError,
+    FinishedError,
+    RunningStatisticsWarning,
+    ShortLinkWarning,
+    SkippedLayersWarning,
+    StateError,
+    UnsupportedModelError,
+)
+from tests.conftest import train
+from tests.tables import CASES, loss_of, output, tiny_llama
+
+
+class Holder(nn.Module):
+    """Any layer behind an ordinary one."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.first, self.odd = nn.Linear(4, 4), layer
+
+
+ODD = {
+    "MultiheadAttention": (lambda: nn.MultiheadAttention(4, 2), "odd.out_proj"),
+    "TransformerEncoderLayer": (lambda: nn.TransformerEncoderLayer(4, 2, 8), "odd.linear1"),
+    "padding_mode='circular'": (lambda: nn.Conv1d(4, 4, 3, padding=1, padding_mode="circular"), "odd"),
+    "dilation": (lambda: nn.Conv2d(4, 4, 3, padding="same", dilation=2), "odd"),
+    "groups=2": (lambda: nn.Conv1d(4, 4, 1, groups=2), "odd"),
+}
+
+
+@pytest.mark.parametrize("reason", ODD)
+def test_layer_that_a_merge_would_change_is_refused_by_name_and_skipped_by_default(reason):
+    build, name = ODD[reason]
+    with pytest.raises(UnsupportedModelError, match=reason):
+        ChainLoRAOptimizer(Holder(build()), target_modules=[name])
+    with pytest.warns(SkippedLayersWarning, match=reason):
+        optimizer = ChainLoRAOptimizer(Holder(build()))
+    assert name not in optimizer.sites
+    assert "first" in optimizer.sites
+
+
+def test_embedding_that_renormalises_in_place_is_refused():
+    with pytest.raises(UnsupportedModelError, match="max_norm"):
+        ChainLoRAOptimizer(Holder(nn.Embedding(5, 4, max_norm=1.0)), target_modules=["odd"])
+
+
+def test_model_that_is_one_layer_is_refused_with_the_way_out():
+    with pytest.raises(UnsupportedModelError, match=r"nn\.Sequential"):
+        ChainLoRAOptimizer(nn.Linear(3, 3))
+
+
+def test_adapter_loaded_for_inference_is_refused_with_the_way_out(chained, tmp_path):
+    _, optimizer, _ = chained("llama", steps=4)
+    optimizer.export_adapter(tmp_path)
+    with pytest.raises(UnsupportedModelError, match="is_trainable=True"):
+        ChainLoRAOptimizer(PeftModel.from_pretrained(CASES["llama"].model(), str(tmp_path)))
+
+
+def test_model_with_another_kind_of_adapter_is_refused_and_left_as_it_was():
+    config = IA3Config(target_modules=["k_proj"], feedforward_modules=[], modules_to_save=["lm_head"])
+    model = get_peft_model(tiny_llama(), config)
+    before = [type(module) for module in model.modules()]
+    with pytest.raises(UnsupportedModelError, match="another kind"):
+        ChainLoRAOptimizer(model)
+    assert [type(module) for module in model.modules()] == before
+
+
+# -- beside the factors -----------------------------------------------------------------------------------------------
+
+
+def test_tied_module_cannot_be_trained_in_full():
+    with pytest.raises(UnsupportedModelError, match="tied"):
+        ChainLoRAOptimizer(tiny_llama(tie_word_embeddings=True), train_modules=["embed_tokens"])
+
+
+def conv_net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)).train()
+
+
+def steps(model, optimizer, count):
+    for _ in range(count):
+        x = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(optimizer.progress.step))
+        optimizer.zero_grad()
+        (model(2 * x + 1) - 1).square().mean().backward()
+        optimizer.step()
+
+
+def test_running_statistics_outside_train_modules_are_warned_of():
+    with pytest.warns(RunningStatisticsWarning, match=r"1: running statistics.*train_modules"):
+        ChainLoRAOptimizer(conv_net())
+
+
+def test_running_statistics_of_trained_modules_are_saved_and_exported(tmp_path):
+    model = conv_net()
+    optimizer = ChainLoRAOptimizer(model, 0.02, train_modules=["1"], knots=Every(3))
+    steps(model, optimizer, 4)
+    saved = copy.deepcopy(optimizer.state_dict())
+    optimizer.export_adapter(tmp_path)
+    x = torch.randn(4, 3, 8, 8)
+    expected = model.eval()(x)
+    reloaded = PeftModel.from_pretrained(conv_net(), str(tmp_path)).eval()
+    torch.testing.assert_close(reloaded(x), expected, rtol=1e-5, atol=1e-6)
+
+    other_model = conv_net()
+    other = ChainLoRAOptimizer(other_model, 0.02, train_modules=["1"], knots=Every(3))
+    other.load_state_dict(saved)
+    assert torch.equal(other_model.eval()(x), expected)
+
+
+def test_parameter_that_no_adapter_can_hold_is_refused_at_export_with_nothing_written(tmp_path):
+    model = nn.Sequential(Holder(nn.Linear(4, 4)), nn.Linear(4, 2))
+    model[0].scale = nn.Parameter(torch.ones(4))
+    optimizer = ChainLoRAOptimizer(model, target_modules=["0.first"])
+    optimizer.add_param_group({"params": [model[0].scale]})
+    with pytest.raises(ArgumentError, match="merge_and_unload"):
+        optimizer.export_adapter(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_added_parameter_is_unfrozen_and_its_whole_module_exported(tmp_path):
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+
+    model, x = build(), torch.randn(3, 4)
+    optimizer = ChainLoRAOptimizer(model, 0.1, target_modules=["0"])
+    optimizer.add_param_group({"params": [("weight", model[1].weight)]})
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
+    assert not torch.equal(model[1].weight, build()[1].weight)
+    optimizer.export_adapter(tmp_path)
+    torch.testing.assert_close(PeftModel.from_pretrained(build(), str(tmp_path))(x), model(x), rtol=1e-5, atol=1e-6)
+
+
+def test_module_to_save_named_again_in_train_modules_is_trained_once():
+    config = LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"])
+    model = get_peft_model(tiny_llama(), config)
+    optimizer = ChainLoRAOptimizer(model, train_modules=["lm_head"])
+    (trained,) = (group["params"] for group in optimizer.param_groups if group["role"] == "trained")
+    assert len(trained) == 1
+    assert not model.get_base_model().lm_head.original_module.weight.requires_grad
+
+
+def test_rollback_takes_the_trained_copy_and_not_the_original_of_a_module_to_save():
+    config = LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"])
+    model = get_peft_model(CASES["llama"].model(), config)
+    base = CASES["llama"].model().state_dict()
+    optimizer = ChainLoRAOptimizer(model, 0.02, knots=Every(3))
+    batch = CASES["llama"].batch()
+    train(optimizer, model, batch, 3)
+    head = model.get_base_model().lm_head.modules_to_save["default"].weight
+    at_knot = head.detach().clone()
+    train(optimizer, model, batch, 2)
+    with pytest.raises(ArgumentError, match="trained in full"):
+        optimizer.rollback(1, original=base)
+    optimizer.rollback(1, original=base | {"lm_head.modules_to_save.default.weight": at_knot})
+    assert torch.equal(head, at_knot)
+
+
+def test_live_link_with_a_bias_alone_is_folded_in_too(chained):
+    model, optimizer, batch = chained("opt", steps=3)
+    site = next(iter(optimizer.sites.values()))
+    with torch.no_grad():
+        site.bias.fill_(0.5)
+    expected = output(model, batch)
+    torch.testing.assert_close(output(optimizer.merge_and_unload(), batch), expected, rtol=1e-5, atol=1e-6)
+
+
+# -- numbers ----------------------------------------------------------------------------------------------------------
+
+
+def test_half_precision_factors_sum_as_they_were_merged():
+    config = LoraConfig(r=2, target_modules=["q_proj"])
+    model = get_peft_model(CASES["llama"].model(), config).to(torch.float32)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.bfloat16()
+    optimizer = ChainLoRAOptimizer(model, knots=Never())
+    site = next(iter(optimizer.sites.values()))
+    before = site.weight.detach().clone()
+    with torch.no_grad():
+        site.B.normal_()
+    optimizer.tie_knot()
+    torch.testing.assert_close(optimizer.delta(site.name), site.weight.detach() - before, rtol=0, atol=1e-6)
+
+
+def test_half_precision_weight_never_becomes_infinite():
+    model = nn.Sequential(nn.Linear(3, 3, bias=False)).half()
+    optimizer = ChainLoRAOptimizer(model, rank=1, knots=Never())
+    with torch.no_grad():
+        optimizer.sites["0"].A.fill_(1.0)
+        optimizer.sites["0"].B.fill_(1e5)
+    record = optimizer.tie_knot()
+    assert optimizer.sites["0"].weight.isfinite().all()
+    assert record.gains["0"] < 0.9, "the ledger says that the merge fell short"
+
+
+def test_tensor_rates_of_the_groups_are_scheduled_apart():
+    optimizer = ChainLoRAOptimizer(tiny_llama(), torch.tensor(0.01), train_modules=["norm"])
+    rates = [group["lr"] for group in optimizer.param_groups]
+    assert len({id(rate) for rate in rates}) == 3
+
+
+def test_numpy_seed_is_a_seed(chained, tmp_path):
+    _, optimizer, _ = chained(seed=np.int64(3))
+    optimizer.load(optimizer.save(tmp_path).parent)
+    assert optimizer.seed == 3
+
+
+# -- states and files -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({"alpha": 32}, "`alpha=`"), ({"lora_bias": True}, "`lora_bias=`")], ids=["alpha", "lora_bias"]
+)
+def test_state_of_another_scale_or_bias_is_refused(chained, options, message):
+    _, optimizer, _ = chained(steps=1, target_modules=["layers.0"])
+    _, other, _ = chained(target_modules=["layers.0"], **options)
+    with pytest.raises(StateError, match=message):
+        other.load_state_dict(optimizer.state_dict())
+
+
+def test_loaded_document_stays_as_it_was(chained):
+    model, optimizer, batch = chained("llama", steps=4, dtype=torch.bfloat16)
+    saved = copy.deepcopy(optimizer.state_dict())
+    expected = copy.deepcopy(saved["fwlora"]["residuals"])
+    optimizer.load_state_dict(saved)
+    train(optimizer, model, batch, 3)
+    assert all(torch.equal(saved["fwlora"]["residuals"][name], value) for name, value in expected.items())
+
+
+@pytest.mark.parametrize("call", ["export_adapter", "tie_knot", "delta", "merge_and_unload", "rollback", "compact"])
+def test_chain_that_waits_for_its_links_does_nothing_else(chained, tmp_path, call):
+    _, optimizer, _ = chained(steps=4)
+    saved = optimizer.state_dict()
+    del saved["fwlora"]
+    _, other, _ = chained()
+    other.load_state_dict(saved)
+    arguments = {"export_adapter": [tmp_path], "delta": ["layers.0"], "rollback": [0]}.get(call, [])
+    with pytest.raises(StateError, match=r"optimizer\.load"):
+        getattr(other, call)(*arguments)
+
+
+def test_bare_state_without_knots_is_refused_by_a_chain_that_has_some(chained):
+    _, fresh, _ = chained()
+    _, optimizer, _ = chained(steps=4)
+    saved = fresh.state_dict()
+    del saved["fwlora"]
+    with pytest.raises(StateError, match="has tied 1"):
+        optimizer.load_state_dict(saved)
+    assert optimizer.progress.step == 4
+
+
+def test_finished_chain_loads_nothing(chained):
+    _, optimizer, _ = chained(steps=4)
+    saved = copy.deepcopy(optimizer.state_dict())
+    optimizer.merge_and_unload()
+    with pytest.raises(FinishedError):
+        optimizer.load_state_dict(saved)
+
+
+def test_link_files_of_a_saved_state_are_never_overwritten(chained, tmp_path):
+    """Neither by another run in the same folder, nor by this one after a rollback."""
+    original = CASES["linear"].model().state_dict()
+    model, optimizer, batch = chained(steps=7, chain_dir=tmp_path)
+    saved = copy.deepcopy(optimizer.state_dict())
+    expected = output(model, batch)
+    chained(steps=7, chain_dir=tmp_path, seed=5)
+    optimizer.rollback(1, original=original)
+    train(optimizer, model, {"x": batch["x"] + 1}, 3)
+    fresh_model, fresh, _ = chained(chain_dir=tmp_path)
+    fresh.load_state_dict(saved)
+    assert torch.equal(output(fresh_model, batch), expected)
+
+
+def test_refused_load_leaves_the_running_chain_on_disk(chained, tmp_path):
+    _, optimizer, _ = chained(steps=7, chain_dir=tmp_path)
+    expected = optimizer.delta("layers.0")
+    _, stranger, _ = chained(steps=7, lr=0.5)
+    foreign = copy.deepcopy(stranger.state_dict())
+    with pytest.raises(StateError):
+        optimizer.load_state_dict(foreign)
+    assert torch.equal(optimizer.delta("layers.0"), expected)
+
+
+def test_rollback_with_a_missing_link_changes_nothing(chained, tmp_path):
+    model, optimizer, batch = chained(steps=7, chain_dir=tmp_path)
+    before, progress = output(model, batch), optimizer.progress
+    min(tmp_path.iterdir()).unlink()
+    with pytest.raises(ChainFileError, match="lacks"):
+        optimizer.rollback(1, original=CASES["linear"].model().state_dict())
+    assert torch.equal(output(model, batch), before)
+    assert optimizer.progress == progress
+
+
+def test_original_given_as_the_models_own_state_dict_is_copied():
+    model = CASES["linear"].model()
+    optimizer = ChainLoRAOptimizer(model, 0.02, original=model.state_dict(), knots=Every(3))
+    train(optimizer, model, CASES["linear"].batch(), 4)
+    optimizer.rollback(0)
+    assert torch.equal(optimizer.sites["layers.0"].weight, CASES["linear"].model().layers[0].weight)
+
+
+def test_export_names_its_layers_so_that_no_other_is_reached(tmp_path):
+    """A listed name would also reach `up.fc.0`, which was not adapted."""
+
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.ModuleDict({
+            "fc": nn.Sequential(nn.Linear(3, 3)),
+            "up": nn.ModuleDict({"fc": nn.Sequential(nn.Linear(3, 3))}),
+        })
+
+    model = build()
+    optimizer = ChainLoRAOptimizer(model, target_modules=r"fc\.0")
+    optimizer.export_adapter(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        reloaded = PeftModel.from_pretrained(build(), str(tmp_path))
+    assert sum("lora_A" in name for name, _ in reloaded.named_parameters()) == 1
+
+
+def test_compact_leaves_alone_what_is_not_masked_and_saves_what_loads(tmp_path):
+    base = CASES["llama"].model()
+    config = LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"], rank_pattern={"v_proj": 4})
+    model = get_peft_model(copy.deepcopy(base), config)
+    optimizer = ChainLoRAOptimizer(model, 0.02, rank=StepDown([4, 2]), knots=Every(3))
+    train(optimizer, model, CASES["llama"].batch(), 5)
+    kept = next(site for name, site in optimizer.sites.items() if name.endswith("q_proj"))
+    moments = optimizer.state[kept.A]["exp_avg"].clone()
+    optimizer.compact()
+    assert torch.equal(optimizer.state[kept.A]["exp_avg"], moments)
+    model.save_pretrained(tmp_path)
+    PeftModel.from_pretrained(copy.deepcopy(base), str(tmp_path))
+
+
+# -- schedules and warnings -------------------------------------------------------------------------------------------
+
+
+def test_decay_with_a_last_link_of_unknown_length_is_refused_at_the_first_step(chained):
+    model, optimizer, batch = chained(knots=At([3]), link_lr=Decay())
+    with pytest.raises(ArgumentError, match="total_steps"):
+        train(optimizer, model, batch, 1)
+    assert optimizer.progress.step == 0
+
+
+def test_warning_points_at_the_users_line_under_a_scheduler(chained):
+    model, optimizer, batch = chained()
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    loss_of(model, batch).backward()
+    with pytest.warns(ShortLinkWarning) as caught:
+        optimizer.step()
+    assert caught[0].filename == __file__
