@@ -131,13 +131,13 @@ class ChainLoRAOptimizer(ExportingChain):
         self.blocks = _rule("blocks", blocks, AllSites, "AllSites()")
         self.ranks = rank if isinstance(rank, RankSchedule) else None
         course = Course(knots, link_lr)
-        is_plain = isinstance(model, nn.Module) and lora_config is None and not lora_layers(model)
-        width = self.ranks.rank(0) if self.ranks is not None and is_plain else rank if self.ranks is None else None
+        brings_its_ranks = lora_config is not None or (isinstance(model, nn.Module) and bool(lora_layers(model)))
+        first_rank = rank if self.ranks is None else None if brings_its_ranks else self.ranks.rank(0)
 
         with undone_on_error(model):
             attachment = attach(
                 model,
-                rank=width,  # type: ignore[arg-type]
+                rank=first_rank,  # type: ignore[arg-type]
                 alpha=alpha,
                 target_modules=target_modules,
                 lora_config=lora_config,
@@ -155,7 +155,7 @@ class ChainLoRAOptimizer(ExportingChain):
             options = {"lr": lr, "weight_decay": weight_decay, **inner_options}
             own_names = inspect.signature(type(self).__init__).parameters
             draws_first = not attachment.adopted and attachment.config.init_lora_weights is True
-            if self.ranks is not None and not is_plain:
+            if self.ranks is not None and brings_its_ranks:
                 _check_first_rank(sites, self.ranks)
             super().__init__(
                 build_inner(inner, groups, options, own_names),
