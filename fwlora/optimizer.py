@@ -99,7 +99,7 @@ class ChainLoRAOptimizer(ExportingChain):
     def __init__(
         self,
         model: nn.Module,
-        lr: float = 2e-4,
+        lr: float | Tensor = 2e-4,
         *,
         rank: int | RankSchedule | None = None,
         alpha: float | None = None,
