@@ -110,7 +110,7 @@ class PersistentChain(ChainHolder):
             links,
             state.originals,
             state.merged,
-            self._original,
+            self.original,
             residuals_known=state.residuals is not None,
         )
         restore.report_closeness(exact, self._exact_replay)
@@ -178,6 +178,10 @@ class PersistentChain(ChainHolder):
             raise ArgumentError(f"`load({str(directory)!r})` finds no {FILE} there; give a folder that `save()` wrote.")
         self.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
 
+    def original(self) -> restore.Original | None:
+        """Where the original weights can be read: the constructor's `original=`, else the model's own source, else None."""
+        return self._original if self._original is not None else restore.source_of(self._attachment.model)
+
     def rollback(self, to_knot: int, original: restore.Original | None = None) -> None:
         """Return to the moment after knot `to_knot`: weights replayed from the originals, the live link fresh.
 
@@ -198,8 +202,12 @@ class PersistentChain(ChainHolder):
         self.complete_knot()
         if isinstance(to_knot, bool) or not isinstance(to_knot, int) or not 0 <= to_knot <= len(self._chain):
             raise ArgumentError(f"`rollback(to_knot={to_knot!r})`: this chain has knots 0 to {len(self._chain)}.")
-        source = original if original is not None else self._original
-        source = source if source is not None else restore.source_of(self._attachment.model)
+        source = original if original is not None else self.original()
+        if source is None:
+            raise ArgumentError(
+                "`rollback(original=None)` re-reads the weights that the model was loaded from, and it was loaded from nowhere "
+                "on this machine; give `original=` a state_dict, a safetensors file or a folder."
+            )
         originals = self.fingerprint_originals()
         starts = {name: restore.read_original(source, site, originals) for name, site in self._sites.items()}
         trained = {name: restore.lookup(source, name) for name in self._trained()}

@@ -7,14 +7,14 @@ a copy of one weight at a time first, so that a state that does not fit leaves t
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from fwlora.errors import ArgumentError, CloseReplayWarning, StateError, warn
+from fwlora.errors import CloseReplayWarning, StateError, warn
 from fwlora.layers.rounding import ROUNDED
 from fwlora.layers.sites import Site
 from fwlora.record.chain import Link
@@ -57,7 +57,7 @@ def plan(
     links: Sequence[Link],
     originals: Mapping[str, Fingerprint],
     merged: Mapping[str, Fingerprint],
-    original: Original | None,
+    original: Callable[[], Original | None],
     *,
     residuals_known: bool,
 ) -> tuple[dict[str, Mapping[str, Tensor]], bool]:
@@ -68,7 +68,7 @@ def plan(
         links: the chain of the state.
         originals: fingerprints before the first merge.
         merged: fingerprints that the weights must come to have.
-        original: where the original weights are, for weights that are neither original nor merged.
+        original: tells where the original weights are; asked for weights that are neither original nor merged.
         residuals_known: whether the state holds the rounding errors of half-precision weights; without them merged
             weights must be replayed too.
 
@@ -89,19 +89,20 @@ def plan(
             if not incomplete and all(mark.close(merged[name], _tolerance(site.targets()[name])) for name, mark in now.items()):
                 exact = False
                 continue
-            if original is None and incomplete and _agree(now, merged):
+            source = original()
+            if source is None and incomplete and _agree(now, merged):
                 raise StateError(
                     f"{site.name!r} is merged in half precision and the state was saved with `residual_in_state=False`, so "
                     "its rounding errors are gone: load the original base model first, or give "
                     "`ChainLoRAOptimizer(original=...)`."
                 )
-            if original is None:
+            if source is None:
                 raise StateError(
                     f"{site.name!r} holds weights that are neither the original ones of this chain nor those merged after "
                     f"{len(links)} knot(s). Load the original base model (or the checkpoint that the state was saved with) "
                     "first, or give `ChainLoRAOptimizer(original=...)` the original weights."
                 )
-            start = read_original(original, site, originals)
+            start = read_original(source, site, originals)
         scratch = {name: torch.empty_like(target) for name, target in site.targets().items()}
         replay(site, links, start, into=scratch)
         for name, target in scratch.items():
@@ -144,34 +145,25 @@ def read_original(original: Original, site: Site, originals: Mapping[str, Finger
     return found
 
 
-def source_of(model: torch.nn.Module) -> str:
-    """The folder that the model was loaded from.
+def source_of(model: torch.nn.Module) -> str | None:
+    """The folder that a transformers model was loaded from, the hub's local cache included; nothing is downloaded.
 
     Args:
-        model: a transformers model.
+        model: the base model.
 
     Returns:
-        A local folder, the hub's cache included; nothing is downloaded.
-
-    Raises:
-        ArgumentError: where there is none.
+        The folder, or None where there is none on this machine.
     """
     name = getattr(getattr(model, "config", None), "_name_or_path", "") or ""
-    if name and Path(name).is_dir():
-        return name
-    if name:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import LocalEntryNotFoundError
+    if not name or Path(name).is_dir():
+        return name or None
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
-        try:
-            return snapshot_download(name, local_files_only=True)
-        except (LocalEntryNotFoundError, OSError, ValueError):
-            pass
-    raise ArgumentError(
-        "`original=None` re-reads the weights that the model was loaded from, and "
-        + (f"{name!r} is not on this machine" if name else "this model was not loaded from anywhere")
-        + "; give `original=` a state_dict, a safetensors file or a folder."
-    )
+    try:
+        return snapshot_download(name, local_files_only=True)
+    except (LocalEntryNotFoundError, OSError, ValueError):
+        return None
 
 
 def lookup(original: Original, name: str, *, by_ending: bool = False) -> Tensor | None:

@@ -38,6 +38,16 @@ def train(optimizer: ChainLoRAOptimizer, model: nn.Module, batch: dict[str, Tens
     return losses
 
 
+def assert_same(model: nn.Module, optimizer: ChainLoRAOptimizer, other_model: nn.Module, other: ChainLoRAOptimizer) -> None:
+    """Ledger, counters, every parameter and every total update, bit for bit."""
+    assert optimizer.ledger == other.ledger.replayed(None)
+    assert optimizer.progress == other.progress
+    for (name, mine), theirs in zip(model.named_parameters(), other_model.parameters(), strict=True):
+        assert torch.equal(mine, theirs), name
+    for name in optimizer.sites:
+        assert torch.equal(optimizer.delta(name), other.delta(name))
+
+
 @pytest.fixture
 def chained() -> Callable[..., tuple[nn.Module, ChainLoRAOptimizer, dict[str, Tensor]]]:
     """`chained(kind, steps=..., dtype=..., **options)`: a model of that kind after some steps, its chain and a batch."""

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 
 from fwlora.errors import ArgumentError, SaveModelWarning
 from fwlora.optimizer import ChainLoRAOptimizer, unwrap
+from fwlora.rules import Never
 
 logger = logging.getLogger(__name__)
 FOLDER = "chain_adapter"
@@ -52,6 +53,12 @@ class ChainCallback(TrainerCallback):
                 "out; leave it off."
             )
         chain = unwrap(kwargs["optimizer"])
+        returns = args.load_best_model_at_end and chain.knots != Never()
+        if returns and not isinstance(_inside(kwargs["model"]), PreTrainedModel) and chain.original() is None:
+            raise ArgumentError(
+                "`load_best_model_at_end=True` on a PeftModel: its checkpoints hold no base weights, and knots change those of "
+                "the model. Give `ChainLoRAOptimizer(original=...)` the original weights, so that the chain can go back."
+            )
         # A resumed run may lack steps that a gradient scaler skipped; a length that the schedule brings stands then.
         if state.global_step == 0 or getattr(chain.knots, "total_steps", None) is None:
             # In a chain's second training its own count goes on.

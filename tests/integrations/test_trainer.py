@@ -7,15 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file
-from transformers import LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
+from peft import PeftModel
+from transformers import LlamaForCausalLM, Trainer, TrainerCallback
 
 from fwlora import Decay, Evenly, StepDown
-from fwlora.errors import ArgumentError, RefusedKnotWarning, SaveModelWarning, StateError
+from fwlora.errors import ArgumentError, RefusedKnotWarning, SaveModelWarning
 from fwlora.integrations.transformers import ChainCallback
+from tests.integrations.trainers import STEPS, begin
 
-STEPS = 8
 KINDS = ["plain", "peft"]
 # In a link, just before, at and just after the knots after steps 3 and 6.
 PHASES = [1, 2, 3, 4, 6, 7]
@@ -24,56 +23,12 @@ PHASES = [1, 2, 3, 4, 6, 7]
 pytestmark = pytest.mark.filterwarnings("ignore::fwlora.errors.SaveModelWarning")
 
 
-class ScoreAt(TrainerCallback):
-    """Makes the evaluation after a chosen step the best one."""
-
-    def __init__(self, best: int) -> None:
-        self.best = best
-
-    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
-        metrics["eval_score"] = float(state.global_step == self.best)
-
-
-def _begin(bench, kind, folder, *, callbacks=None, options=None, chain_options=None, config=None, dtype=torch.float32):
-    """A fresh model object from the same pristine base, its chain and its Trainer."""
-    model = bench.llama().to(dtype)
-    if kind == "plain":
-        chain = bench.chain(model, **(chain_options or {}))
-    else:
-        shape = {"r": 4, "lora_alpha": 8, "target_modules": bench.targets, "task_type": "CAUSAL_LM"}
-        model = get_peft_model(model, LoraConfig(**shape, **(config or {})))
-        chain = bench.adopt(model, **(chain_options or {}))
-    arguments = TrainingArguments(**{
-        "output_dir": str(folder),
-        "max_steps": STEPS,
-        "per_device_train_batch_size": 2,
-        "save_strategy": "steps",
-        "save_steps": 1,
-        "logging_steps": 1,
-        "report_to": [],
-        "disable_tqdm": True,
-        "use_cpu": True,
-        "seed": 0,
-        **(options or {}),
-    })
-    data = [{"input_ids": row, "labels": row} for row in bench.tokens(0, rows=12)]
-    trainer = Trainer(
-        model,
-        arguments,
-        train_dataset=data,
-        eval_dataset=data[:2],
-        optimizers=(chain, None),
-        callbacks=[ChainCallback()] if callbacks is None else callbacks,
-    )
-    return trainer, chain
-
-
 @pytest.fixture(scope="module", params=KINDS)
 def uninterrupted(request, bench, tmp_path_factory):
     """One whole run of each kind, with a checkpoint after every step."""
     folder = tmp_path_factory.mktemp(request.param)
     torch.manual_seed(0)
-    trainer, chain = _begin(bench, request.param, folder)
+    trainer, chain = begin(bench, request.param, folder)
     trainer.train()
     return request.param, folder, trainer, chain
 
@@ -94,7 +49,7 @@ def test_resumed_run_is_bitwise_the_uninterrupted_run(bench, uninterrupted, tmp_
     """resume(checkpoint k) = the run itself: weights, links, moments, lr, ledger."""
     kind, folder, whole, chain = uninterrupted
     torch.manual_seed(step)  # a fresh PeftModel draws other factors, which the checkpoint replaces
-    trainer, resumed = _begin(bench, kind, tmp_path)
+    trainer, resumed = begin(bench, kind, tmp_path)
     trainer.train(resume_from_checkpoint=str(folder / f"checkpoint-{step}"))
     bench.assert_same(bench.facts(resumed), bench.facts(chain))
     assert bench.records(resumed) == bench.records(chain)
@@ -112,7 +67,7 @@ def test_double_load_merges_nothing_twice(bench, uninterrupted, tmp_path, step):
     """load; load = load."""
     kind, folder, _whole, _chain = uninterrupted
     document = torch.load(folder / f"checkpoint-{step}" / "optimizer.pt", weights_only=True)
-    _trainer, chain = _begin(bench, kind, tmp_path)
+    _trainer, chain = begin(bench, kind, tmp_path)
     chain.load_state_dict(document)
     once = bench.facts(chain)
     chain.load_state_dict(document)
@@ -129,9 +84,9 @@ def test_double_load_merges_nothing_twice(bench, uninterrupted, tmp_path, step):
 def test_run_with_links_on_disk_resumes_exactly(bench, tmp_path, kind):
     """chain_dir=: the checkpoint names the links' files; later ones are ignored, and the same link has the same file."""
     folder, links = tmp_path / "whole", tmp_path / "links"
-    whole, chain = _begin(bench, kind, folder, chain_options={"chain_dir": links})
+    whole, chain = begin(bench, kind, folder, chain_options={"chain_dir": links})
     whole.train()
-    trainer, resumed = _begin(bench, kind, tmp_path / "resumed", chain_options={"chain_dir": links})
+    trainer, resumed = begin(bench, kind, tmp_path / "resumed", chain_options={"chain_dir": links})
     trainer.train(resume_from_checkpoint=str(folder / "checkpoint-4"))
     bench.assert_same(bench.facts(resumed), bench.facts(chain))
     assert sorted(path.name[:11] for path in links.iterdir()) == ["link-00000-", "link-00001-"]
@@ -143,7 +98,7 @@ def test_run_of_a_peft_model_resumes_exactly_with(bench, tmp_path, case, step):
     """Ranks after a step-down, trained modules and rounding errors come back from an adapter-sized checkpoint."""
 
     def run(name, checkpoint=None):
-        trainer, chain = _begin(
+        trainer, chain = begin(
             bench,
             "peft",
             tmp_path / name,
@@ -167,7 +122,7 @@ def test_activation_checkpointing_changes_nothing(bench, tmp_path, kind):
     runs = []
     for flag in (False, True):
         torch.manual_seed(0)
-        trainer, chain = _begin(bench, kind, tmp_path / str(flag), options={"save_strategy": "no"})
+        trainer, chain = begin(bench, kind, tmp_path / str(flag), options={"save_strategy": "no"})
         if flag:
             trainer.model.activation_checkpointing_enable()
         trainer.train()
@@ -181,7 +136,7 @@ def test_activation_checkpointing_changes_nothing(bench, tmp_path, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_callback_binds_the_length_of_the_run(bench, tmp_path, kind):
     """Evenly(links=2), left open: one knot, after step ceil(T / 2)."""
-    trainer, chain = _begin(bench, kind, tmp_path, options={"max_steps": 7}, chain_options={"knots": Evenly(links=2)})
+    trainer, chain = begin(bench, kind, tmp_path, options={"max_steps": 7}, chain_options={"knots": Evenly(links=2)})
     trainer.train()
     assert chain.total_steps == 7
     assert [(record.step, record.link_steps) for record in chain.ledger] == [(4, 4)]
@@ -190,7 +145,7 @@ def test_callback_binds_the_length_of_the_run(bench, tmp_path, kind):
 def test_callback_binds_effective_steps_of_epochs(bench, tmp_path):
     """12 rows / (2 a batch x 2 accumulated) x 2 epochs = 6 optimizer steps."""
     options = {"max_steps": -1, "num_train_epochs": 2, "gradient_accumulation_steps": 2, "save_strategy": "no"}
-    trainer, chain = _begin(bench, "plain", tmp_path, options=options, chain_options={"knots": Evenly(links=2)})
+    trainer, chain = begin(bench, "plain", tmp_path, options=options, chain_options={"knots": Evenly(links=2)})
     trainer.train()
     assert chain.total_steps == chain.progress.step == trainer.state.global_step == 6
     assert chain.ledger.column("step") == [3]
@@ -199,9 +154,9 @@ def test_callback_binds_effective_steps_of_epochs(bench, tmp_path):
 @pytest.mark.parametrize("knots", [Evenly(links=2), Evenly(links=2, total_steps=STEPS)], ids=["left open", "bound"])
 def test_even_schedule_ties_in_the_same_place_after_a_resume(bench, tmp_path, knots):
     """A run of Evenly(links=2) cut before its knot ties it where the whole run does."""
-    whole, chain = _begin(bench, "peft", tmp_path / "whole", chain_options={"knots": knots})
+    whole, chain = begin(bench, "peft", tmp_path / "whole", chain_options={"knots": knots})
     whole.train()
-    trainer, resumed = _begin(bench, "peft", tmp_path / "resumed", chain_options={"knots": knots})
+    trainer, resumed = begin(bench, "peft", tmp_path / "resumed", chain_options={"knots": knots})
     trainer.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
     bench.assert_same(bench.facts(resumed), bench.facts(chain))
     assert resumed.ledger == chain.ledger
@@ -209,7 +164,7 @@ def test_even_schedule_ties_in_the_same_place_after_a_resume(bench, tmp_path, kn
 
 def test_callback_refuses_a_length_that_contradicts_the_schedule(bench, tmp_path):
     """Evenly(links=2, total_steps=99) in a run of 8 steps would tie its knot in another place than asked."""
-    trainer, _chain = _begin(bench, "plain", tmp_path, chain_options={"knots": Evenly(links=2, total_steps=99)})
+    trainer, _chain = begin(bench, "plain", tmp_path, chain_options={"knots": Evenly(links=2, total_steps=99)})
     with pytest.raises(ArgumentError, match="contradicts"):
         trainer.train()
 
@@ -218,7 +173,7 @@ def test_second_training_of_a_chain_is_not_decayed_away(bench, tmp_path):
     """Steps of a chain go on counting; a new Trainer's run ends max_steps later, and the factor is above 0 until then."""
     options = {"max_steps": 4, "save_strategy": "no"}
     chain_options = {"knots": Evenly(links=2), "link_lr": Decay(warmup=1)}
-    first, chain = _begin(bench, "plain", tmp_path, options=options, chain_options=chain_options)
+    first, chain = begin(bench, "plain", tmp_path, options=options, chain_options=chain_options)
     first.train()
     factors = []
     chain.register_step_pre_hook(lambda *_: factors.append(chain.link_factor))
@@ -248,7 +203,7 @@ def test_callback_logs_knots_and_link_factor(uninterrupted):
 
 def test_refused_knot_is_not_logged_as_a_knot(bench, tmp_path):
     """A factor that is inf after step 3 and whole again at step 4: the one knot in the log is that of step 6."""
-    trainer, chain = _begin(bench, "plain", tmp_path, options={"save_strategy": "no"})
+    trainer, chain = begin(bench, "plain", tmp_path, options={"save_strategy": "no"})
     site = next(iter(chain.sites.values()))
     kept = {}
 
@@ -286,7 +241,7 @@ def test_exported_chain_reproduces_the_trained_model(bench, uninterrupted):
 
 def test_callback_exports_where_it_is_told(bench, tmp_path):
     """ChainCallback(folder) writes there and nowhere else."""
-    trainer, _chain = _begin(
+    trainer, _chain = begin(
         bench, "plain", tmp_path / "out", callbacks=[ChainCallback(tmp_path / "mine")], options={"save_strategy": "no"}
     )
     trainer.train()
@@ -310,7 +265,7 @@ def test_folder_beside_the_checkpoints_is_taken(folder):
 @pytest.mark.parametrize(("kind", "says"), [("plain", "re-initialises in silence"), ("peft", "only the live link")])
 def test_callback_warns_of_save_model(bench, tmp_path, kind, says):
     """SaveModelWarning names what save_model() would write and where the whole chain lies."""
-    trainer, _chain = _begin(bench, kind, tmp_path, options={"max_steps": 1, "save_strategy": "no"})
+    trainer, _chain = begin(bench, kind, tmp_path, options={"max_steps": 1, "save_strategy": "no"})
     with pytest.warns(SaveModelWarning, match=says) as caught:
         trainer.train()
     [message] = [str(warning.message) for warning in caught if warning.category is SaveModelWarning]
@@ -319,7 +274,7 @@ def test_callback_warns_of_save_model(bench, tmp_path, kind, says):
 
 def test_saved_model_is_what_the_warning_says(bench, tmp_path):
     """PeftModel: the last link alone, wrong on the original base; the exported chain is right."""
-    trainer, _chain = _begin(bench, "peft", tmp_path, options={"save_strategy": "no"})
+    trainer, _chain = begin(bench, "peft", tmp_path, options={"save_strategy": "no"})
     trainer.train()
     trainer.save_model(str(tmp_path / "saved"))
     wrong = PeftModel.from_pretrained(bench.llama(), str(tmp_path / "saved"))
@@ -328,105 +283,10 @@ def test_saved_model_is_what_the_warning_says(bench, tmp_path):
 
 def test_merged_model_saves_and_reloads_as_a_plain_one(bench, tmp_path):
     """save_pretrained(merge_and_unload()) = the trained model, for from_pretrained."""
-    trainer, chain = _begin(bench, "plain", tmp_path, options={"save_strategy": "no"})
+    trainer, chain = begin(bench, "plain", tmp_path, options={"save_strategy": "no"})
     trainer.train()
     expected = bench.logits(trainer.model)
     merged = chain.merge_and_unload()
     merged.save_pretrained(tmp_path / "merged")
     reloaded = LlamaForCausalLM.from_pretrained(tmp_path / "merged").eval()
     assert float((bench.logits(reloaded) - expected).abs().max()) <= 1e-6
-
-
-# -- load_best_model_at_end -------------------------------------------------------------------------------------------
-
-BEST = {
-    "load_best_model_at_end": True,
-    "metric_for_best_model": "score",
-    "greater_is_better": True,
-    "eval_strategy": "steps",
-    "eval_steps": 1,
-}
-
-
-@pytest.mark.parametrize("best", [2, 3, 4, 7, 8])
-def test_best_plain_model_comes_with_its_chain(bench, tmp_path, best):
-    """Weights, links and ledger are those of the best checkpoint."""
-    trainer, chain = _begin(bench, "plain", tmp_path, callbacks=[ScoreAt(best), ChainCallback()], options=BEST)
-    trainer.train()
-    assert trainer.state.best_model_checkpoint == str(tmp_path / f"checkpoint-{best}")
-    _assert_at(bench, chain, tmp_path, best)
-    saved = load_file(tmp_path / f"checkpoint-{best}" / "model.safetensors")
-    assert all(torch.equal(value, saved[name]) for name, value in trainer.model.state_dict().items())
-    exported = PeftModel.from_pretrained(bench.llama(), str(tmp_path / "chain_adapter"))
-    assert float((bench.logits(exported) - bench.logits(trainer.model)).abs().max()) <= 1e-6
-
-
-@pytest.mark.parametrize("best", [2, 3, 4, 7, 8])
-def test_best_peft_model_comes_with_its_chain_from_the_original(bench, tmp_path, best):
-    """With original=, the base goes back to the best checkpoint's: W = W_0 + links."""
-    trainer, chain = _begin(
-        bench,
-        "peft",
-        tmp_path,
-        callbacks=[ScoreAt(best), ChainCallback()],
-        options=BEST,
-        chain_options={"original": bench.llama().state_dict()},
-    )
-    trainer.train()
-    _assert_at(bench, chain, tmp_path, best)
-    pristine = bench.llama().state_dict()
-    for name, site in chain.sites.items():
-        retired = chain.chain.delta(name) if len(chain.chain) else 0
-        assert torch.allclose(site.weight, pristine[f"{name}.weight"] + retired, atol=1e-6)
-        if best < 3:
-            assert torch.equal(site.weight, pristine[f"{name}.weight"])
-    exported = PeftModel.from_pretrained(bench.llama(), str(tmp_path / "chain_adapter"))
-    assert float((bench.logits(exported) - bench.logits(trainer.model)).abs().max()) <= 1e-6
-
-
-@pytest.mark.parametrize("best", [2, 4])
-def test_best_peft_model_without_the_original_is_a_clear_error(bench, tmp_path, best):
-    """The checkpoint has no base weights and the base has moved on: StateError says `original=`."""
-    trainer, chain = _begin(bench, "peft", tmp_path, callbacks=[ScoreAt(best), ChainCallback()], options=BEST)
-    with pytest.raises(StateError, match=r"original="):
-        trainer.train()
-    assert len(chain.chain) == 2
-
-
-def test_best_peft_model_of_the_last_link_needs_no_original(bench, tmp_path):
-    """Where no knot followed the best checkpoint, the base is still its own."""
-    trainer, chain = _begin(bench, "peft", tmp_path, callbacks=[ScoreAt(7), ChainCallback()], options=BEST)
-    trainer.train()
-    _assert_at(bench, chain, tmp_path, 7)
-
-
-def test_best_model_without_its_optimizer_file_is_a_clear_error(bench, tmp_path):
-    """save_only_model=True leaves the chain behind: the error says so."""
-    options = {**BEST, "save_only_model": True}
-    trainer, _chain = _begin(bench, "plain", tmp_path, callbacks=[ScoreAt(4), ChainCallback()], options=options)
-    with pytest.raises(ArgumentError, match=r"optimizer\.pt"):
-        trainer.train()
-
-
-def test_training_goes_on_from_the_best_model(bench, tmp_path):
-    """After following Trainer back to step 4 the chain takes step 5 as a chain resumed from checkpoint 4 does."""
-    trainer, chain = _begin(bench, "plain", tmp_path, callbacks=[ScoreAt(4), ChainCallback()], options=BEST)
-    trainer.train()
-    twin_model = bench.llama()
-    twin = bench.chain(twin_model)
-    twin.load_state_dict(torch.load(tmp_path / "checkpoint-4" / "optimizer.pt", weights_only=True))
-    bench.train(trainer.model.eval(), chain, range(4, 8))
-    bench.train(twin_model, twin, range(4, 8))
-    bench.assert_same(bench.facts(chain), bench.facts(twin))
-
-
-def _assert_at(bench, chain, folder, step):
-    """The chain is where the checkpoint of this step left it."""
-    document = torch.load(folder / f"checkpoint-{step}" / "optimizer.pt", weights_only=True)["fwlora"]
-    progress = chain.progress
-    assert (progress.step, progress.knot, progress.link_step) == (step, step // 3, step % 3)
-    assert len(chain.chain) == len(document["links"]) == step // 3
-    assert chain.ledger.column("step") == [3, 6][: step // 3]
-    for name, factors in document["live"].items():
-        assert torch.equal(chain.sites[name].A, factors["A"])
-        assert torch.equal(chain.sites[name].B, factors["B"])
