@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fwlora.errors import ArgumentError
 from fwlora.layers import attach
 from fwlora.layers.sites import Site
-from fwlora.layers.trained import whole_modules
+from fwlora.layers.trained import original_name, whole_modules
 from fwlora.linalg import Factors
 from fwlora.persistence import PersistentChain
 from fwlora.record.chain import Chain
@@ -75,7 +75,7 @@ class ExportingChain(PersistentChain):
         return export_adapter(
             directory,
             {name: self._export_site(site, chain) for name, site in self._sites.items()},
-            whole_modules(model, self._attachment.trained, self._sites),
+            whole_modules(model, self._trained(), self._sites),
             {name for name, _ in model.named_modules()},
             base_model=base_model or config.base_model_name_or_path or name or None,
             task_type=task_type,
@@ -95,6 +95,11 @@ class ExportingChain(PersistentChain):
         if not len(self._chain) or not all(site.is_idle for site in self._sites.values()):
             self.tie_knot()
         self._finished = True
+        trained, buffers = self._attachment.trained, self._attachment.buffers
+        self._attachment = self._attachment._replace(
+            trained={original_name(name): parameter for name, parameter in trained.items()},
+            buffers=[original_name(name) for name in buffers],
+        )
         return attach.detach(self._attachment.model)
 
     def compact(self) -> None:

@@ -210,11 +210,15 @@ class PersistentChain(ChainHolder):
             )
         originals = self.fingerprint_originals()
         starts = {name: restore.read_original(source, site, originals) for name, site in self._sites.items()}
-        trained = {name: restore.lookup(source, name) for name in self._trained()}
         links = self._chain[:to_knot]  # read before anything changes: a file may be missing
-        if (original is None and trained) or any(value is None for value in trained.values()):
+        mine = self._trained()
+        trained = {name: restore.lookup(source, name) for name in mine}
+        unknown = [name for name, value in trained.items() if value is None or value.shape != mine[name].shape]
+        # The model's own source holds values of these modules too: those before training.
+        unknown = list(mine) if original is None else unknown
+        if unknown:
             raise ArgumentError(
-                f"`rollback(to_knot={to_knot})` cannot turn back the modules trained in full ({sorted(trained)}): give "
+                f"`rollback(to_knot={to_knot})` cannot turn back what is trained in full ({', '.join(unknown)}): give "
                 "`original=` a state_dict that holds their values at that knot."
             )
 
@@ -225,7 +229,7 @@ class PersistentChain(ChainHolder):
             self._residuals |= restore.replay(site, links, starts[name], into=site.targets())
             self.start_link(site, to_knot)
         with torch.no_grad():
-            for name, value in self._trained().items():
+            for name, value in mine.items():
                 value.copy_(trained[name])  # type: ignore[arg-type]
         self.forget(self.parameters())
         self._ledger = ledger
@@ -234,7 +238,7 @@ class PersistentChain(ChainHolder):
     def _trained(self) -> dict[str, Tensor]:
         """What is trained in full, buffers with it, by name."""
         parameters = {name: parameter.detach() for name, parameter in self._attachment.trained.items()}
-        return parameters | self._attachment.buffers
+        return parameters | {name: self._attachment.model.get_buffer(name) for name in self._attachment.buffers}
 
 
 def _values(site: Site) -> dict[str, Tensor]:
@@ -247,4 +251,8 @@ def _unaliased(original: restore.Original | None, attachment: Attachment) -> res
     if not isinstance(original, Mapping):
         return original
     merged = {target.data_ptr() for site in attachment.sites.values() for target in site.targets().values()}
-    return {name: value.clone() if value.data_ptr() in merged else value for name, value in original.items()}
+    return {
+        name: value.clone() if value.data_ptr() in merged else value
+        for name, value in original.items()
+        if isinstance(value, Tensor)
+    }

@@ -183,12 +183,12 @@ def lookup(original: Original, name: str, *, by_ending: bool = False) -> Tensor 
         return None if key is None else original[key]
     path = Path(original)
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-    for file in files:
-        with safe_open(file, framework="pt") as handle:
-            key = _key(list(handle.keys()), name, by_ending)
-            if key is not None:
-                return handle.get_tensor(key)
-    return None
+    keys = {key: file for file in files for key in _keys_of(file)}
+    key = _key(list(keys), name, by_ending)
+    if key is None:
+        return None
+    with safe_open(keys[key], framework="pt") as handle:
+        return handle.get_tensor(key)
 
 
 def report_closeness(exact: bool, exact_replay: bool) -> None:
@@ -216,6 +216,11 @@ def _agree(now: Mapping[str, Fingerprint], then: Mapping[str, Fingerprint]) -> b
 def _tolerance(target: Tensor) -> float:
     # A sum that differs in its last float32 bit may round to the next half-precision number.
     return 1e-4 if target.dtype in ROUNDED else 1e-6
+
+
+def _keys_of(file: Path) -> list[str]:
+    with safe_open(file, framework="pt") as handle:
+        return list(handle.keys())
 
 
 def _key(keys: list[str], name: str, by_ending: bool) -> str | None:

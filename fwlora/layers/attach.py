@@ -19,7 +19,7 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as PEFT_TARGETS
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from fwlora.errors import ArgumentError, OwnershipError, SkippedLayersWarning, UnsupportedModelError, warn
@@ -41,7 +41,7 @@ class Attachment(NamedTuple):
         sites: its sites by name.
         config: the configuration of the live adapter.
         trained: parameters trained in full beside the factors, by name in the base model.
-        buffers: the persistent buffers of those modules.
+        buffers: names of the persistent buffers of those modules; the tensors are replaced by `.to()` and are looked up.
         adopted: whether the LoRA layers were there before.
     """
 
@@ -49,7 +49,7 @@ class Attachment(NamedTuple):
     sites: dict[str, Site]
     config: LoraConfig
     trained: dict[str, nn.Parameter]
-    buffers: dict[str, Tensor]
+    buffers: list[str]
     adopted: bool
 
 
@@ -144,9 +144,11 @@ def default_targets(model: nn.Module) -> str | list[str]:
         return known
     shared = {name for names in refusals.shared_names(model).values() for name in names}
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
+    # Models of transformers read attributes of their convolutions (stride) that PEFT's layers do not have.
+    kinds = (nn.Linear,) if hasattr(model, "config") else (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
     chosen, skipped = [], []
     for name, module in model.named_modules():
-        if not isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) and type(module).__name__ != "Conv1D":
+        if not isinstance(module, kinds) and type(module).__name__ != "Conv1D":
             continue
         parent = model.get_submodule(name.rpartition(".")[0])
         why = "tied" if name in shared else "output head" if module is head else refusals.unmergeable(module, parent)
@@ -176,7 +178,7 @@ def _inject(base: nn.Module, config: LoraConfig, train_modules: Sequence[str]) -
                 warnings.filterwarnings("ignore", message=message)
             inject_adapter_in_model(config, base, adapter_name=ADAPTER)
     except (ValueError, re.error) as error:
-        raise ArgumentError(f"`target_modules=`: PEFT refused the injection: {error}") from error
+        raise ArgumentError(f"PEFT refused the injection, choose other layers in `target_modules=`: {error}") from error
     cast_adapter_dtype(base, ADAPTER, True)
     return _attachment(base, lora_layers(base), ADAPTER, config, train_modules, adopted=False)
 
@@ -187,15 +189,20 @@ def undone_on_error(model: nn.Module) -> Iterator[None]:
     if not isinstance(model, nn.Module):
         yield
         return
-    trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    was_plain = not isinstance(model, PeftModel) and not hasattr(unwrap_model(model), "peft_config")
+    base = unwrap_model(model)
+    trainable = {name: parameter.requires_grad for name, parameter in base.named_parameters()}
+    config = vars(base).get("peft_config")
+    was_plain = not any(isinstance(module, LoraLayer | ModulesToSaveWrapper) for module in base.modules())
     try:
         yield
     except BaseException:
         if was_plain:
-            detach(unwrap_model(model))
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(trainable[name])
+            detach(base)
+            if config is not None:
+                base.peft_config = config
+        # By name: PEFT makes attention's parameters anew.
+        for name, parameter in base.named_parameters():
+            parameter.requires_grad_(trainable.get(name, parameter.requires_grad))
         raise
 
 

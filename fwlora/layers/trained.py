@@ -14,8 +14,8 @@ from fwlora.errors import ArgumentError, RunningStatisticsWarning, UnsupportedMo
 
 def collect(
     base: nn.Module, adapter: str, sites: Iterable[str], train_modules: Sequence[str], shared: Mapping[int, list[str]]
-) -> tuple[dict[str, nn.Parameter], dict[str, Tensor]]:
-    """Parameters to train and buffers to keep with them, by their names in the model; `train_modules` are unfrozen.
+) -> tuple[dict[str, nn.Parameter], list[str]]:
+    """Parameters to train by name, and names of the buffers to keep with them; `train_modules` are unfrozen.
 
     Args:
         base: the base model.
@@ -25,7 +25,7 @@ def collect(
         shared: modules whose parameters share memory.
 
     Returns:
-        Parameters and persistent buffers.
+        Parameters, and names of persistent buffers.
 
     Raises:
         ArgumentError: for a name that no module has, or one whose module holds a site.
@@ -61,29 +61,30 @@ def collect(
                 "first (e.g. `tie_word_embeddings=False` when loading), or leave it out."
             )
         parameter.requires_grad_(True)
-    buffers = {
-        f"{name}.{leaf}": buffer
+    buffers = [
+        f"{name}.{leaf}"
         for name, module in modules.items()
-        for leaf, buffer in module.state_dict(keep_vars=True).items()
-        if not isinstance(buffer, nn.Parameter)
-    }
+        for leaf, value in module.state_dict(keep_vars=True).items()
+        if isinstance(value, Tensor) and not isinstance(value, nn.Parameter)
+    ]
     _warn_of_running_statistics(base, modules)
     return parameters, buffers
 
 
 def whole_modules(base: nn.Module, names: Iterable[str], sites: Iterable[str]) -> dict[str, dict[str, Tensor]]:
-    """The modules that hold the named parameters, outermost first, with all that an adapter must hold of them.
+    """The outermost modules that hold the named tensors, with all that an adapter must hold of them.
 
     Args:
         base: the base model.
-        names: of parameters trained in full.
+        names: of parameters trained in full and of buffers kept with them.
         sites: names of the chain's sites.
 
     Returns:
         For each module, by its name in the original model, its whole state.
 
     Raises:
-        ArgumentError: where such a module is the model itself or holds a site, so that no adapter can hold it.
+        ArgumentError: where no adapter can hold such a module: it is the model itself, it holds a site, or its name is the end
+            of a site's name.
     """
     parents = {name.rpartition(".")[0] for name in names}
     outermost = [p for p in parents if not any(p != other and p.startswith(f"{other}.") for other in parents)]
@@ -94,7 +95,16 @@ def whole_modules(base: nn.Module, names: Iterable[str], sites: Iterable[str]) -
                 f"`export_adapter()` cannot hold what was trained in full of {parent or 'the model itself'!r}: PEFT saves "
                 "whole modules, and this one holds sites of the chain. Use `merge_and_unload()` and save the model."
             )
-    return {original_name(parent): dict(base.get_submodule(parent).state_dict()) for parent in sorted(outermost)}
+        swallowed = [site for site in sites if site.endswith(original_name(parent))]
+        if swallowed:
+            raise ArgumentError(
+                f"`export_adapter()` cannot hold {parent!r}: PEFT finds modules to save by the ends of names, and would take "
+                f"the site {swallowed[0]!r} for it. Use `merge_and_unload()` and save the model."
+            )
+    return {
+        original_name(parent): {k: v for k, v in base.get_submodule(parent).state_dict().items() if isinstance(v, Tensor)}
+        for parent in sorted(outermost)
+    }
 
 
 def original_name(name: str) -> str:
@@ -115,7 +125,10 @@ def _warn_of_running_statistics(base: nn.Module, modules: Mapping[str, nn.Module
     moving = [
         name
         for name, module in base.named_modules()
-        if isinstance(module, _BatchNorm) and module.track_running_stats and id(module) not in kept
+        if isinstance(module, _BatchNorm)
+        and module.track_running_stats
+        and id(module) not in kept
+        and ".original_module" not in name  # the dormant copy of a module to save
     ]
     if moving:
         warn(

@@ -6,6 +6,7 @@ Rules come from the constructor, facts from the state. Tensors and plain contain
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -123,7 +124,7 @@ class State:
                     f"At site {name!r} the state's factors are {_shapes(factors)} and this optimizer's {_shapes(live[name])}; "
                     "give the same `rank=`, `lora_bias=` or `lora_config=` as when the state was made."
                 )
-            if self.scalings[name] != scalings[name]:
+            if not math.isclose(self.scalings[name], scalings[name], rel_tol=1e-9):  # compact() divides anew
                 raise StateError(
                     f"At site {name!r} the state's scale is {self.scalings[name]} and this optimizer's {scalings[name]}; give "
                     "the same `alpha=` or `lora_config=` as when the state was made."

@@ -16,6 +16,7 @@ from fwlora.errors import (
     ArgumentError,
     ChainFileError,
     FinishedError,
+    OwnershipError,
     RunningStatisticsWarning,
     ShortLinkWarning,
     SkippedLayersWarning,
@@ -369,3 +370,108 @@ def test_warning_points_at_the_users_line_under_a_scheduler(chained):
     with pytest.warns(ShortLinkWarning) as caught:
         optimizer.step()
     assert caught[0].filename == __file__
+
+
+# -- models that hold models ------------------------------------------------------------------------------------------
+
+
+class Around(nn.Module):
+    """A PeftModel inside a model of the user's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        inner = get_peft_model(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), LoraConfig(target_modules=["0"]))
+        self.lm, self.head = inner, nn.Linear(4, 2)
+
+
+def test_refusal_leaves_the_lora_layers_of_a_held_peft_model():
+    model = Around()
+    layers = sum("lora_A" in name for name, _ in model.named_parameters())
+    with pytest.raises(UnsupportedModelError, match="silently not be trained"):
+        ChainLoRAOptimizer(model)
+    first = ChainLoRAOptimizer(model, train_modules=["head"])
+    with pytest.raises(OwnershipError):
+        ChainLoRAOptimizer(model, train_modules=["head"])
+    assert sum("lora_A" in name for name, _ in model.named_parameters()) == layers
+    assert len(first.sites) == 1
+
+
+def test_buffers_that_were_replaced_are_saved_as_they_are():
+    """`.double()` and `.to(device)` make new buffer objects."""
+    model = conv_net()
+    optimizer = ChainLoRAOptimizer(model, train_modules=["1"], target_modules=["0"])
+    model.double()
+    model(torch.randn(8, 3, 8, 8).double() + 1)
+    saved = optimizer.state_dict()["fwlora"]["trained"]["1.running_mean"]
+    assert torch.equal(saved, model[1].running_mean)
+    assert saved.any()
+
+
+def test_module_with_buffers_alone_is_exported(tmp_path):
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3, affine=False)).train()
+
+    model = build()
+    optimizer = ChainLoRAOptimizer(model, train_modules=["1"])
+    model(torch.randn(16, 4) + 2)
+    optimizer.export_adapter(tmp_path)
+    x = torch.randn(3, 4)
+    reloaded = PeftModel.from_pretrained(build(), str(tmp_path)).eval()
+    torch.testing.assert_close(reloaded(x), model.eval()(x))
+
+
+def test_module_whose_name_ends_a_sites_name_is_refused_at_export(tmp_path):
+    model = nn.Sequential(*[nn.Linear(3, 3) for _ in range(15)])
+    optimizer = ChainLoRAOptimizer(model, target_modules=["14"], train_modules=["4"])
+    with pytest.raises(ArgumentError, match="ends of names"):
+        optimizer.export_adapter(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_export_after_unloading_holds_the_trained_copy(tmp_path):
+    base = CASES["llama"].model()
+    model = get_peft_model(copy.deepcopy(base), LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"]))
+    optimizer = ChainLoRAOptimizer(model, 0.02)
+    batch = CASES["llama"].batch()
+    train(optimizer, model, batch, 2)
+    plain = optimizer.merge_and_unload()
+    optimizer.export_adapter(tmp_path)
+    reloaded = PeftModel.from_pretrained(base, str(tmp_path)).eval()
+    torch.testing.assert_close(output(reloaded, batch), output(plain.eval(), batch), rtol=1e-5, atol=1e-6)
+
+
+def test_batch_norm_that_peft_saves_is_not_warned_of():
+    config = LoraConfig(target_modules=["0"], modules_to_save=["1"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ChainLoRAOptimizer(conv_net(), lora_config=config)
+
+
+def test_rollback_refuses_trained_values_of_another_shape_with_nothing_changed(chained):
+    original = CASES["llama"].model().state_dict()
+    _, optimizer, _ = chained("llama", steps=4, train_modules=["norm"])
+    with pytest.raises(ArgumentError, match=r"\(model\.norm\.weight\)"):
+        optimizer.rollback(0, original=original | {"model.norm.weight": torch.ones(1)})
+    assert len(optimizer.chain) == len(optimizer.ledger) == 1
+
+
+def test_compacted_state_loads_into_an_optimizer_of_that_rank(chained):
+    _, optimizer, _ = chained(rank=StepDown([5, 3]), alpha=1, steps=4)
+    optimizer.compact()
+    _, other, _ = chained(rank=3, alpha=0.6)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert torch.equal(other.delta("layers.0"), optimizer.delta("layers.0"))
+
+
+def test_exact_key_in_a_later_file_beats_an_ending_in_an_earlier_one(tmp_path):
+    from safetensors.torch import save_file
+
+    model = CASES["linear"].model()
+    optimizer = ChainLoRAOptimizer(model, 0.02, target_modules=["layers.0"], knots=Every(3))
+    weights = CASES["linear"].model().state_dict()
+    save_file({f"aux.{name}": value + 1 for name, value in weights.items()}, tmp_path / "a.safetensors")
+    save_file(dict(weights), tmp_path / "b.safetensors")
+    train(optimizer, model, CASES["linear"].batch(), 4)
+    optimizer.rollback(0, original=tmp_path)
+    assert torch.equal(optimizer.sites["layers.0"].weight, weights["layers.0.weight"])
