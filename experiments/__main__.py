@@ -111,7 +111,7 @@ def _one_line(box: str) -> str:
             parts.append([])
         elif text:
             parts[-1].append(text)
-    message, *others = parts[1:]
+    message, *others = [[re.sub(r"\[/?bold\]", "", line) for line in part] for part in parts[1:]]
     if message[0].startswith("Missing"):
         return "missing " + ", ".join(line.split()[0] for line in message if line.startswith("--"))
     meant = re.search(r"Perhaps you meant:\s+(--[\w-]+)", "\n".join(line for part in others for line in part))

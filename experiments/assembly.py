@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,16 @@ def check(options: FinetuneOptions) -> None:
     for option, value in not_negative.items():
         if not value >= 0:
             raise UsageError(f"{option} {value}: give a number of at least 0.")
+    finite = {
+        "--lr": training.lr, "--lr-ratio": chain.lr_ratio, "--weight-decay": chain.weight_decay, "--epochs": training.epochs,
+    }  # fmt: skip
+    for option, value in finite.items():
+        if not math.isfinite(value):
+            raise UsageError(f"{option} {value}: give a finite number.")
+    if not 0 <= training.seed < 2**63:
+        raise UsageError(f"--seed {training.seed}: give a number from 0 to 2**63 - 1.")
+    if keeping.export_tolerance is not None and not 0 <= keeping.export_tolerance < 1:
+        raise UsageError(f"--export-tolerance {keeping.export_tolerance}: give a relative error from 0 to below 1.")
     if training.max_length < 2:
         raise UsageError(f"--max-length {training.max_length}: give at least 2, a token to read and one to predict.")
     if training.max_steps is None and not training.epochs > 0:
@@ -204,13 +216,15 @@ def device(training: TrainingOptions) -> torch.device:
 
 
 def one_line(error: BaseException) -> str:
-    """An error's message without its line breaks."""
-    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    """An error's message without its line breaks, arguments as the options that they are here (`lora_bias=` is --lora-bias)."""
+    message = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    return re.sub(r"`([a-z_]+)=", lambda match: f"`--{match[1].replace('_', '-')}=", message)
 
 
 def _width(chain: ChainOptions, rank: int | StepDown) -> dict[str, Any]:
     """Rank, alpha and targets as arguments: dropout is something that only PEFT's own config can say."""
-    targets = list(chain.target_modules) or None
+    # A single name may be a keyword of PEFT's, like all-linear.
+    targets = "all-linear" if list(chain.target_modules) == ["all-linear"] else list(chain.target_modules) or None
     if not chain.dropout:
         return {"rank": rank, "alpha": chain.alpha, "target_modules": targets}
     from peft import LoraConfig

@@ -49,11 +49,12 @@ class RunFolder:
             file.write(json.dumps(plain(row)) + "\n")
 
     def rows(self, name: str) -> list[dict[str, Any]]:
-        """The rows of `name`, none when there is no such file."""
+        """The rows of `name`, none when there is no such file; a last line that a crash has torn is no row."""
         file = self.path / name
         if not file.exists():
             return []
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line]
+        # What comes after the last line break was not written to its end.
+        return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n")[:-1] if line]
 
     def replace_rows(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Replaces the JSON lines of `name`."""

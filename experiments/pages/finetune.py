@@ -75,7 +75,10 @@ def findings(folder: RunFolder) -> list[str]:
             f"last tenth. Give --eval to measure on held-out rows."
         )
     where = ", ".join(str(record["step"]) for record in ledger) or "none"
-    found.append(f"Knots after steps: {where}; {len(ledger) + 1} links over {len(steps)} steps.")
+    # A knot after the last step begins a link that takes none.
+    ends_with_knot = bool(ledger) and bool(steps) and ledger[-1]["step"] == steps[-1]["step"]
+    links = len(ledger) + (not ends_with_knot)
+    found.append(f"Knots after steps: {where}; {links} link{'s' if links != 1 else ''} over {len(steps)} steps.")
     found.append(
         f"Adapter: rank {export['rank']} at most, {export['sites']} layers, largest relative error {export['error']:.1e}."
     )
@@ -84,9 +87,11 @@ def findings(folder: RunFolder) -> list[str]:
 
 def load_lines(folder: RunFolder) -> str:
     """The lines that load the adapter."""
-    model = folder.read_json("config.json")["model"]
+    config = folder.read_json("config.json")
+    dtype = ', dtype="bfloat16"' if config["training"]["dtype"] == "bf16" else ""
     return (
-        f"model = AutoModelForCausalLM.from_pretrained({model!r})\n"
+        "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n"
+        f"model = AutoModelForCausalLM.from_pretrained({config['model']!r}{dtype})\n"
         f"model = PeftModel.from_pretrained(model, {str(folder.path / 'adapter')!r})"
     )
 

@@ -104,7 +104,10 @@ class Finetuning:
             restore_random_state(saved["random"])
             self.start = saved["step"]
         # Nothing is written before everything is known to be right.
-        self.folder = folder = RunFolder(config.out)
+        try:
+            self.folder = folder = RunFolder(config.out)
+        except OSError as error:
+            raise UsageError(f"--out {config.out}: the folder cannot be made ({error.strerror}); choose another.") from error
         folder.write_json("config.json", config)
         folder.write_json("environment.json", environment())
         # Rows that were written after the checkpoint belong to a future that is about to happen again.
@@ -159,7 +162,7 @@ class Finetuning:
                 self.folder.path / "adapter", max_rank=keeping.export_max_rank, tolerance=keeping.export_tolerance
             )
         except FwloraError as error:
-            raise UsageError(one_line(error)) from error
+            raise UsageError(f"{one_line(error)}; training is done and kept, go on with --resume") from error
         export = {"rank": max(report.ranks.values()), "error": max(report.errors.values()), "sites": len(report.ranks)}
         self.folder.write_json("export.json", export)
         page.build(self.folder)

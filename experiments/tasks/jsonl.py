@@ -140,7 +140,7 @@ def read_rows(path: Path, option: str) -> list[dict[str, str]]:
         raise UsageError(f"{option} {path}: there is no such file; give a file of JSON lines.")
     rows = []
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise UsageError(f"{option} {path}: not UTF-8 text ({error.reason} at byte {error.start}); convert the file.") from None
     for number, line in enumerate(lines, start=1):
@@ -151,7 +151,7 @@ def read_rows(path: Path, option: str) -> list[dict[str, str]]:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise UsageError(
-                f"{where}: not JSON ({error.msg} at column {error.colno}); each line must be one object."
+                f"{where}: not JSON ({error.msg.removesuffix(' at')} at column {error.colno}); each line must be one object."
             ) from None
         rows.append(_checked(row, where))
     if not rows:
@@ -209,6 +209,10 @@ def _checked(row: object, where: str) -> dict[str, str]:
             raise UsageError(f"{where}: has the fields {found}; give 'text', or 'prompt' and 'completion'.")
         if not isinstance(row[name], str):
             raise UsageError(f"{where}: {name!r} is of type {type(row[name]).__name__}; give a string.")
+        try:
+            row[name].encode()
+        except UnicodeEncodeError:
+            raise UsageError(f"{where}: {name!r} holds half of a surrogate pair, which is no text; repair the row.") from None
     return {name: row[name] for name in fields}
 
 

@@ -6,8 +6,10 @@ cut to the best approximation of a smaller rank (Eckart-Young), with the error s
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import tempfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,8 +109,19 @@ def export_adapter(
     report = ExportReport(Path(directory), ranks, {name: site.factors.rank for name, site in sites.items()}, errors)
     write_atomically(report.directory / "adapter_model.safetensors", save(tensors, {"format": "pt"}))
     write_atomically(report.directory / "README.md", _card(report, base_model).encode())
-    config.save_pretrained(str(report.directory))
+    write_atomically(report.directory / "adapter_config.json", _document(config).encode())
     return report
+
+
+def _document(config: LoraConfig) -> str:
+    """The adapter's configuration as PEFT writes it, the same at every export: PEFT's sets have no order."""
+    with tempfile.TemporaryDirectory() as scratch:
+        config.save_pretrained(scratch)
+        document = json.loads(Path(scratch, "adapter_config.json").read_text())
+    for name, value in document.items():
+        if isinstance(value, list):
+            document[name] = sorted(value)
+    return json.dumps(document, indent=2, sort_keys=True)
 
 
 def _cut(factors: Factors, max_rank: int | None, tolerance: float | None) -> tuple[Tensor, Tensor, float]:

@@ -208,6 +208,11 @@ def refused(capsys: pytest.CaptureFixture[str], code: int) -> str:
         (["--knot-every", "5", "--rank", "2", "4"], "4"),
         (["--batch-size", "0"], "--batch-size 0: give a number of at least 1"),
         (["--lr", "nan"], "--lr nan"),
+        (["--epochs", "inf"], "--epochs inf: give a finite number"),
+        (["--lr-ratio", "inf"], "--lr-ratio inf: give a finite number"),
+        (["--seed", "99999999999999999999"], "--seed 99999999999999999999"),
+        (["--export-tolerance", "-1"], "--export-tolerance -1.0"),
+        (["--alpha", "0"], "`--alpha=0.0`"),
         (["--momentum", "0.9"], "momentum"),
         (["--model", "./no/such/folder"], "--model ./no/such/folder: there is no such folder"),
         (["--model", "."], "--model .: the folder has no config.json"),
@@ -220,6 +225,27 @@ def test_a_wrong_option_is_refused_in_one_line_and_writes_nothing(
 ):
     assert words in refused(capsys, finetune("run", *options))
     assert not (tmp_path / "run").exists()
+
+
+def test_folder_that_cannot_be_made_is_one_line(finetune: Command, capsys):
+    assert "cannot be made" in refused(capsys, finetune("train.jsonl/run"))
+
+
+def test_knot_after_the_last_step_begins_no_link(finetune: Command, capsys):
+    assert finetune("run", "--max-steps", "4", "--knots-at", "4") == 0
+    said = capsys.readouterr().out
+    assert "1 link over 4 steps" in said
+    assert "from peft import PeftModel" in said
+
+
+def test_torn_last_row_of_the_metrics_does_not_stop_a_resume(finetune: Command, tmp_path: Path):
+    """A power cut tears a line; the checkpoint before it is whole."""
+    assert finetune("through") == 0
+    assert finetune("halted", "--stop-after", "4") == 0
+    with (tmp_path / "halted" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "lo')
+    assert finetune("halted", "--resume") == 0
+    assert_same(tmp_path / "through", tmp_path / "halted")
 
 
 def test_a_file_is_no_place_for_a_run(finetune: Command, capsys):

@@ -132,7 +132,7 @@ def test_adapter_folder_is_complete_and_says_what_it_is(chained, tmp_path):
     ]
     config = json.loads((report.directory / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["task_type"], config["r"]) == ("org/base", "CAUSAL_LM", 4)
-    assert sorted(config["target_modules"]) == sorted(optimizer.sites)
+    assert config["target_modules"] == sorted(optimizer.sites), "the same file at every export"
     assert "org/base" in (report.directory / "README.md").read_text()
     table = str(report).splitlines()
     assert len(table) == 2 + len(optimizer.sites)
