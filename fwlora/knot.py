@@ -126,7 +126,7 @@ def verify(sites: Mapping[str, Site], inner: DelegatingOptimizer) -> None:
     """
     for name, site in sites.items():
         if bool(site.zeroed.any()) or not bool(site.drawn.any()):
-            raise KnotError(f"After a knot exactly one factor of {name!r} must be zero; does the reset rule draw zeros?")
+            raise KnotError(f"After a knot exactly one factor of {name!r} must be zero.")
         if inner.remembers(site.parameters()) or any(p.grad is not None for p in site.parameters()):
             raise KnotError(f"After a knot the inner optimizer still remembers {name!r}.")
 

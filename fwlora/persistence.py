@@ -209,7 +209,8 @@ class PersistentChain(ChainHolder):
                 "on this machine; give `original=` a state_dict, a safetensors file or a folder."
             )
         originals = self.fingerprint_originals()
-        starts = {name: restore.read_original(source, site, originals) for name, site in self._sites.items()}
+        for site in self._sites.values():
+            restore.read_original(source, site, originals)  # raises before anything changes; kept one site at a time only
         links = self._chain[:to_knot]  # read before anything changes: a file may be missing
         mine = self._trained()
         trained = {name: restore.lookup(source, name) for name in mine}
@@ -225,8 +226,9 @@ class PersistentChain(ChainHolder):
         ledger = self._ledger.before(to_knot)
         self._chain.truncate(to_knot)
         self._residuals = {}
-        for name, site in self._sites.items():
-            self._residuals |= restore.replay(site, links, starts[name], into=site.targets())
+        for site in self._sites.values():
+            start = restore.read_original(source, site, originals)
+            self._residuals |= restore.replay(site, links, start, into=site.targets())
             self.start_link(site, to_knot)
         with torch.no_grad():
             for name, value in mine.items():

@@ -27,6 +27,7 @@ from fwlora.layers import refusals
 from fwlora.layers.sites import Site
 from fwlora.layers.trained import collect
 
+# LoraLayer is a mixin that PEFT does not type as the nn.Module that every layer is: hence most `type: ignore`s below.
 ADAPTER = "default"
 _WRAPPERS = (DistributedDataParallel, DataParallel)
 # Which chain owns a layer; neither side is kept alive by it.

@@ -19,6 +19,7 @@ from fwlora.layers.rounding import ROUNDED, RowMerge
 from fwlora.linalg import Factors
 
 
+# PEFT's attributes are typed `Tensor | Module`, which is what the `type: ignore`s below are about.
 class Site:
     """Frozen ``W``, factors ``A`` (rank x in) and ``B`` (out x rank), scaling ``s``.
 

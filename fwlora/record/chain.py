@@ -100,7 +100,7 @@ class Chain(Sequence[Link]):
         self._links.append(StoredLink(file, digest))
 
     def truncate(self, links: int) -> None:
-        """Keep the first `links` links; the files of the others stay on disk until they are written anew."""
+        """Keep the first `links` links; the files of the others stay on disk, for a saved state may refer to them."""
         del self._links[links:]
 
     def sites(self) -> list[str]:
@@ -220,10 +220,6 @@ class Chain(Sequence[Link]):
                 "did?). Give each run a folder of its own."
             )
         return Link.from_file(path)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A copy that shared the folder would overwrite this chain's next link with its own.
-        return {"directory": None, "_links": list(self)}
 
     def __len__(self) -> int:
         return len(self._links)
