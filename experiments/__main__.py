@@ -1,6 +1,7 @@
 """`python -m experiments <study> [options]`: finds the studies by walking `experiments/studies/`.
 
 A study is a file with a frozen dataclass `Config` and a function `run(config)`; its docstring's first line describes it here.
+In its name, `_` is typed as `-`. A study that finds what must not be, such as a violated theorem, raises `Refuted`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from types import ModuleType
 import tyro
 
 from experiments import studies
-from experiments.errors import UsageError
+from experiments.errors import Refuted, UsageError
 
 PROGRAM = "python -m experiments"
 OPTIONS = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
@@ -28,18 +29,18 @@ OPTIONS = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
 
 def names() -> list[str]:
     """The studies' names."""
-    return sorted(module.name for module in pkgutil.iter_modules(studies.__path__))
+    return sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(studies.__path__))
 
 
 def load(name: str) -> ModuleType:
     """A study's module. Studies import what they need when they run, so this is quick."""
-    return importlib.import_module(f"{studies.__name__}.{name}")
+    return importlib.import_module(f"{studies.__name__}.{name.replace('-', '_')}")
 
 
 def overview() -> str:
     """What is printed when no study is named."""
     lines = [f"usage: {PROGRAM} <study> [options]", "", "studies:"]
-    lines += [f"  {name:<10} {(load(name).__doc__ or '').strip().splitlines()[0]}" for name in names()]
+    lines += [f"  {name:<16} {(load(name).__doc__ or '').strip().splitlines()[0]}" for name in names()]
     return "\n".join([*lines, "", f"`{PROGRAM} <study> --help` lists a study's options."])
 
 
@@ -77,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the command line; None takes the process's own.
 
     Returns:
-        The exit code: 0, or 2 for a wrong option or file.
+        The exit code: 0; 1 for a refuted claim; 2 for a wrong option or file.
     """
     name, *rest = [*(sys.argv[1:] if arguments is None else arguments), ""]
     if name in {"", "-h", "--help"}:
@@ -92,6 +93,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Refuted as error:
+        print(f"refuted: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -1,15 +1,11 @@
-"""Methods on problems over seeds: many independent runs, spread over processes.
+"""Methods on problems over seeds: many independent runs.
 
 A run's result is a function of its problem, method and seed: each worker computes on one thread, and nothing is shared.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,41 +149,6 @@ def check_export(problem: Problem, setup: Setup, folder: Path) -> dict[str, Any]
     }
 
 
-def execute_all(runs: Sequence[Run], *, workers: int, on_done: Callable[[dict[str, Any]], object]) -> list[dict[str, Any]]:
-    """Runs them all, in this process or in several.
-
-    Args:
-        runs: what to do.
-        workers: processes; 1 stays in this one.
-        on_done: called with each row as it comes, in any order.
-
-    Returns:
-        The rows, in the order of `runs`.
-    """
-    if workers <= 1:
-        rows = []
-        for run in runs:
-            rows.append(execute(run))
-            on_done(rows[-1])
-        return rows
-    results: dict[int, dict[str, Any]] = {}
-    # Spawned, not forked: a forked child inherits torch's thread pool in whatever state it was.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_quiet) as pool:
-        waiting: dict[Future[dict[str, Any]], int] = {pool.submit(execute, run): index for index, run in enumerate(runs)}
-        try:
-            while waiting:
-                done, _ = wait(waiting, return_when=FIRST_COMPLETED)
-                for future in done:
-                    index = waiting.pop(future)
-                    results[index] = future.result()
-                    on_done(results[index])
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    return [results[index] for index in range(len(runs))]
-
-
 @contextmanager
 def one_thread() -> Iterator[None]:
     """One torch thread inside: sums are then taken in one order, whoever else computes."""
@@ -197,10 +158,3 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def _quiet() -> None:
-    # A worker's standard error would tear the parent's progress bar; errors travel back as exceptions, and it is the parent
-    # that hears of Ctrl-C.
-    warnings.simplefilter("ignore")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

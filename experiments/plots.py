@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+from PIL import Image
 
 from experiments.statistics import interval
 
@@ -45,7 +46,7 @@ def loss_curves(
     Returns:
         A PNG.
     """
-    figure, axes = _canvas(7.2, 3.6)
+    figure, axes = canvas(7.2, 3.6)
     means = {label: _smooth(np.mean(np.asarray(runs, dtype=float), axis=0)) for label, runs in curves.items()}
     for colour, (label, mean) in zip(COLOURS, means.items(), strict=False):
         axes.plot(np.arange(1, len(mean) + 1), mean, color=colour, label=label, linewidth=1.6)
@@ -57,10 +58,10 @@ def loss_curves(
             )  # fmt: skip
     lowest, highest = min(mean.min() for mean in means.values()), max(mean.max() for mean in means.values())
     if lowest > 0 and highest > 5 * lowest:
-        _logarithmic(axes)
+        logarithmic(axes)
     axes.set(xlabel="optimizer step", ylabel=ylabel, title=title)
     axes.legend()
-    return _png(figure)
+    return png(figure)
 
 
 def value_intervals(values: Mapping[str, Sequence[float]], *, xlabel: str, reference: str, title: str = "") -> bytes:
@@ -75,7 +76,7 @@ def value_intervals(values: Mapping[str, Sequence[float]], *, xlabel: str, refer
     Returns:
         A PNG.
     """
-    figure, axes = _canvas(7.2, 0.42 * len(values) + 1.1)
+    figure, axes = canvas(7.2, 0.42 * len(values) + 1.1)
     axes.axvline(interval(values[reference]).mean, color="#9aa1a9", linewidth=1, linestyle="--")
     for row, (label, seeds) in enumerate(values.items()):
         colour = "#6b7280" if label == reference else COLOURS[0]
@@ -91,7 +92,7 @@ def value_intervals(values: Mapping[str, Sequence[float]], *, xlabel: str, refer
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     axes.set(xlabel=xlabel, title=title)
-    return _png(figure)
+    return png(figure)
 
 
 def spectra(spectrum: Mapping[str, Sequence[Sequence[float]]], *, shown: int, title: str = "") -> bytes:
@@ -105,37 +106,40 @@ def spectra(spectrum: Mapping[str, Sequence[Sequence[float]]], *, shown: int, ti
     Returns:
         A PNG.
     """
-    figure, axes = _canvas(7.2, 3.4)
+    figure, axes = canvas(7.2, 3.4)
     for colour, (label, seeds) in zip(COLOURS, spectrum.items(), strict=False):
         mean = np.mean(np.asarray(seeds, dtype=float), axis=0)[:shown]
         # Below rounding there is nothing to see: the update's rank ends where its curve does.
         mean = mean[mean > 1e-6 * mean[0]]
         axes.plot(np.arange(1, len(mean) + 1), mean, "o-", color=colour, label=label, markersize=4.5, linewidth=1.4)
-    _logarithmic(axes)
+    logarithmic(axes)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="index", ylabel="singular value", title=title)
     axes.legend()
-    return _png(figure)
+    return png(figure)
 
 
-def data_uri(png: bytes) -> str:
+def data_uri(image: bytes) -> str:
     """The image as text that a page can hold."""
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+    return "data:image/png;base64," + base64.b64encode(image).decode("ascii")
 
 
-def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
+def canvas(width: float, height: float) -> tuple[Figure, Axes]:
+    """An empty figure with one pair of axes, in inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.add_subplot()
 
 
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
-    return buffer.getvalue()
+def png(figure: Figure) -> bytes:
+    """The figure as a file, in a palette: line drawings have few colours, and a committed figure should be small."""
+    drawn, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=150)
+    Image.open(drawn).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(small, format="png", optimize=True)
+    return small.getvalue()
 
 
-def _logarithmic(axes: Axes) -> None:
+def logarithmic(axes: Axes) -> None:
     """A logarithmic axis with numbers that are read at a glance."""
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))

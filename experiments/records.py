@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "peft", "transformers", "numpy", "scipy", "scikit-learn")
+PACKAGES = ("torch", "peft", "transformers", "numpy", "scipy", "scikit-learn", "copt", "PEPit", "cvxpy", "clarabel")
 
 
 class RunFolder:
@@ -32,10 +32,14 @@ class RunFolder:
 
     def write_text(self, name: str, text: str) -> Path:
         """Replaces `name` by `text`, never leaving half a file behind."""
+        return self.write_bytes(name, text.encode("utf-8"))
+
+    def write_bytes(self, name: str, content: bytes) -> Path:
+        """Replaces `name` by `content`, never leaving half a file behind."""
         target = self.path / name
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(target.name + ".tmp")
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content)
         os.replace(temporary, target)
         return target
 

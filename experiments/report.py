@@ -1,4 +1,8 @@
-"""Pages and tables from records: one self-contained HTML file, images and style inside; nothing here trains."""
+"""Pages and tables from records; nothing here trains.
+
+A page is published twice: as one self-contained HTML file, images and style inside, and as a README with its figures beside it,
+the form in which a result worth keeping is committed.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from experiments.plots import data_uri
+from experiments.records import RunFolder
 
 STYLE = """
 :root { --ink: #1d2430; --soft: #5c6675; --line: #e1e5ea; --paper: #ffffff; --wash: #f5f7f9; --mark: #2f5d8a; }
@@ -67,6 +72,12 @@ class Table:
         body = "\n".join(line("td", row) for row in self.rows)
         return f"<table>\n<thead>{line('th', self.headings)}</thead>\n<tbody>\n{body}\n</tbody>\n</table>"
 
+    def to_markdown(self) -> str:
+        """The table for a README."""
+        rule = ["---", *["---:"] * (len(self.headings) - 1)]
+        cells = [[cell.replace("|", "\\|") for cell in row] for row in (self.headings, *self.rows)]
+        return "\n".join("| " + " | ".join(row) + " |" for row in [cells[0], rule, *cells[1:]])
+
 
 @dataclass
 class Page:
@@ -79,33 +90,67 @@ class Page:
 
     title: str
     lead: str
-    parts: list[str] = field(default_factory=list)
+    parts: list[tuple[str, str]] = field(default_factory=list)
+    images: dict[str, bytes] = field(default_factory=dict)
 
     def heading(self, text: str) -> None:
         """A section begins."""
-        self.parts.append(f"<h2>{html.escape(text)}</h2>")
+        self._add(f"<h2>{html.escape(text)}</h2>", f"## {text}")
 
     def paragraph(self, text: str) -> None:
         """A paragraph of plain text."""
-        self.parts.append(f"<p>{html.escape(text)}</p>")
+        self._add(f"<p>{html.escape(text)}</p>", text)
 
     def findings(self, sentences: Sequence[str]) -> None:
         """Sentences that the numbers say, each marked; what stands before a colon tells where."""
         items = "\n".join(f"<li>{_marked(sentence)}</li>" for sentence in sentences)
-        self.parts.append(f'<ul class="findings">\n{items}\n</ul>')
+        self._add(f'<ul class="findings">\n{items}\n</ul>', "\n".join(f"- {sentence}" for sentence in sentences))
 
     def table(self, table: Table) -> None:
         """A table."""
-        self.parts.append(table.to_html())
+        self._add(table.to_html(), table.to_markdown())
 
-    def figure(self, png: bytes, caption: str) -> None:
-        """An image, kept inside the page."""
+    def figure(self, name: str, png: bytes, caption: str) -> None:
+        """An image, kept inside the page and as `figures/<name>.png` beside the README."""
         text = html.escape(caption)
-        self.parts.append(f'<figure><img alt="{text}" src="{data_uri(png)}"><figcaption>{text}</figcaption></figure>')
+        self.images[name] = png
+        self._add(
+            f'<figure><img alt="{text}" src="{data_uri(png)}"><figcaption>{text}</figcaption></figure>',
+            f"![{caption}](figures/{name}.png)",
+        )
 
     def code(self, text: str) -> None:
         """A block to copy."""
-        self.parts.append(f"<pre>{html.escape(text)}</pre>")
+        self._add(f"<pre>{html.escape(text)}</pre>", f"```\n{text}\n```")
+
+    def publish(self, folder: RunFolder, footer: str) -> str:
+        """Writes `report.html`, `README.md` and the figures.
+
+        Args:
+            folder: where to.
+            footer: the last line.
+
+        Returns:
+            The HTML document.
+        """
+        document = self.to_html(footer)
+        folder.write_text("report.html", document)
+        folder.write_text("README.md", self.to_markdown(footer))
+        for name, png in self.images.items():
+            folder.write_bytes(f"figures/{name}.png", png)
+        return document
+
+    def to_markdown(self, footer: str) -> str:
+        """The whole page as a README.
+
+        Args:
+            footer: the last line.
+
+        Returns:
+            A document.
+        """
+        parts = [f"# {self.title}", self.lead, *[markdown for _, markdown in self.parts if markdown], f"*{footer}*"]
+        return "\n\n".join(parts) + "\n"
 
     def to_html(self, footer: str) -> str:
         """The whole page, which refers to nothing outside itself.
@@ -116,7 +161,7 @@ class Page:
         Returns:
             A document.
         """
-        body = "\n".join(self.parts)
+        body = "\n".join(markup for markup, _ in self.parts)
         title = html.escape(self.title)
         return (
             f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
@@ -124,6 +169,9 @@ class Page:
             f'<body>\n<main>\n<h1>{title}</h1>\n<p class="lead">{html.escape(self.lead)}</p>\n{body}\n'
             f"<footer>{html.escape(footer)}</footer>\n</main>\n</body>\n</html>\n"
         )
+
+    def _add(self, markup: str, markdown: str) -> None:
+        self.parts.append((markup, markdown))
 
 
 def _marked(sentence: str) -> str:
@@ -134,6 +182,7 @@ def _marked(sentence: str) -> str:
 def describe(environment: Mapping[str, object]) -> str:
     """One line on where a run was made."""
     packages = environment.get("packages")
-    versions = ", ".join(f"{name} {version}" for name, version in packages.items()) if isinstance(packages, Mapping) else ""
+    found = packages.items() if isinstance(packages, Mapping) else ()
+    versions = ", ".join(f"{name} {version}" for name, version in found if version)
     revision = environment.get("revision") or "unknown"
     return f"Python {environment.get('python')}, {versions}; {environment.get('system')}; revision {revision}"

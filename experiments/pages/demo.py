@@ -138,7 +138,7 @@ def export_sentence(export: Mapping[str, Any]) -> str:
 
 
 def build(folder: RunFolder) -> str:
-    """Writes `report.html` and the figures from the folder's records.
+    """Publishes the page from the folder's records.
 
     Args:
         folder: where the study wrote them.
@@ -165,10 +165,8 @@ def build(folder: RunFolder) -> str:
         page.heading(describe_problem(results))
         page.paragraph(INTRODUCTIONS.get(name, ""))
         page.table(results.table())
-        for file, png, caption in figures(name, results):
-            (folder.path / "figures").mkdir(exist_ok=True)
-            (folder.path / "figures" / file).write_bytes(png)
-            page.figure(png, caption)
+        for figure in figures(name, results):
+            page.figure(*figure)
     page.heading("How to read this")
     page.paragraph(
         "Differences are paired over seeds with Student's 95% interval and two-sided t-test, not corrected for the number of "
@@ -176,24 +174,22 @@ def build(folder: RunFolder) -> str:
         "the live link was merged into the weights and trained afresh. "
         "Learning rates were chosen beforehand with other seeds, for LoRA as for the chains."
     )
-    document = page.to_html(describe(folder.read_json("environment.json")))
-    folder.write_text("report.html", document)
-    return document
+    return page.publish(folder, describe(folder.read_json("environment.json")))
 
 
 def figures(name: str, results: Results) -> list[tuple[str, bytes, str]]:
-    """A problem's figures: file name, image, caption."""
+    """A problem's figures: name, image, caption."""
     methods = list(results.rows)
     shown = [method for method in SHOWN if method in results.rows] if name == "digits" else methods
     curves = plots.loss_curves(
         results.column("losses", shown), results.knots(shown), ylabel="training loss", title=describe_problem(results)
     )
-    made = [(f"{name}-loss.png", curves, "Training loss, averaged over seeds and smoothed over 2% of the run; knots marked.")]
+    made = [(f"{name}-loss", curves, "Training loss, averaged over seeds and smoothed over 2% of the run; knots marked.")]
     values = plots.value_intervals(
         {method: results.values(method) for method in methods}, xlabel=results.metric.name, reference=results.reference
     )
     made.append((
-        f"{name}-values.png",
+        f"{name}-values",
         values,
         "Seeds as dots, means with 95% intervals as diamonds; dashed: the reference's mean.",
     ))
@@ -201,7 +197,7 @@ def figures(name: str, results: Results) -> list[tuple[str, bytes, str]]:
     layer = results.rows[results.reference][0]["watched"]
     spectrum = plots.spectra(results.column("spectrum", update), shown=24, title=f"total update of layer {layer}")
     made.append((
-        f"{name}-spectrum.png",
+        f"{name}-spectrum",
         spectrum,
         "Singular values of the total update: LoRA's rank ends where its link does, a chain's adds up.",
     ))

@@ -11,7 +11,7 @@ from experiments.report import Page, Table, describe
 
 
 def build(folder: RunFolder) -> str:
-    """Writes `report.html` from the folder's records.
+    """Publishes the page from the folder's records.
 
     Args:
         folder: where the study wrote them.
@@ -29,9 +29,7 @@ def build(folder: RunFolder) -> str:
         png = plots.loss_curves(
             {"loss": [[row["loss"] for row in steps]]}, {"loss": knots}, ylabel="training loss (nats per token)"
         )
-        folder.path.joinpath("figures").mkdir(exist_ok=True)
-        folder.path.joinpath("figures", "loss.png").write_bytes(png)
-        page.figure(png, "Training loss, smoothed over 2% of the run; knots marked.")
+        page.figure("loss", png, "Training loss, smoothed over 2% of the run; knots marked.")
     if evaluations:
         page.heading("Held-out rows")
         rows = [[str(row["step"]), f"{row['eval_loss']:.4f}", f"{row['eval_perplexity']:.2f}"] for row in evaluations]
@@ -48,9 +46,7 @@ def build(folder: RunFolder) -> str:
     flat = [(name, value) for name, value in config.items() if not isinstance(value, dict)]
     options = flat + [pair for _, group in groups for pair in group.items()]
     page.table(Table(["option", "value"], [[f"--{name.replace('_', '-')}", _shown(value)] for name, value in options]))
-    document = page.to_html(describe(folder.read_json("environment.json")))
-    folder.write_text("report.html", document)
-    return document
+    return page.publish(folder, describe(folder.read_json("environment.json")))
 
 
 def findings(folder: RunFolder) -> list[str]:

@@ -56,11 +56,12 @@ def run(config: Config) -> None:
         HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false"
     )
 
-    from experiments.compare import execute_all, one_thread
+    from experiments.compare import execute, one_thread
     from experiments.pages import demo as page
     from experiments.progress import progress
     from experiments.records import RunFolder, environment
     from experiments.tasks.pydoc_text import pretrain
+    from experiments.workers import spread
 
     folder = RunFolder(config.out)
     folder.write_json("config.json", config)
@@ -77,7 +78,7 @@ def run(config: Config) -> None:
 
     runs = plan(config, base)
     with progress(total=len(runs), description="LoRA, chains and controls", unit="run") as bar:
-        rows = execute_all(runs, workers=config.workers, on_done=lambda row: bar.update())
+        rows = spread(execute, runs, workers=config.workers, on_done=lambda row: bar.update())
     folder.replace_rows("runs.jsonl", rows)
     page.build(folder)
     show(folder)

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_every_file_of_the_studies_folder_is_a_study(capsys: pytest.CaptureFixture[str]):
-    files = {file.stem for file in (ROOT / "experiments" / "studies").glob("*.py")} - {"__init__"}
+    files = {file.stem.replace("_", "-") for file in (ROOT / "experiments" / "studies").glob("*.py")} - {"--init--"}
     assert set(names()) == files
     assert main([]) == 0
     listed = capsys.readouterr().out
@@ -30,7 +30,7 @@ def test_every_file_of_the_studies_folder_is_a_study(capsys: pytest.CaptureFixtu
     ("arguments", "words"),
     [
         (["dmo"], "did you mean 'demo'?"),
-        (["nothing-like-it"], "choose from demo, finetune"),
+        (["nothing-like-it"], "choose from"),
         (["demo", "--seds", "3"], "did you mean --seeds?"),
         (["demo", "--seeds", "many"], "--seeds"),
         (["demo", "--seeds", "0"], "--seeds 0: give a number of at least 1"),

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from experiments.compare import Run, execute, execute_all
+from experiments.compare import Run, execute
 from experiments.methods import ChainKeepingAdam, ChainOfLoRA, FullFineTuning, LoRA, chain_with_decay, effective_weights
 from experiments.tasks.regression import Regression
 from experiments.train import train
+from experiments.workers import spread
 from fwlora import ChainLoRAOptimizer, Evenly, Never
 
 METHODS = [
@@ -87,9 +88,9 @@ def test_chain_that_never_knots_trains_like_the_lora_baseline():
 def test_results_do_not_depend_on_the_number_of_workers():
     runs = [Run(SMALL, method, seed) for seed in range(2) for method in METHODS[:2]]
     done: list[dict] = []
-    spread = execute_all(runs, workers=2, on_done=done.append)
-    alone = execute_all(runs, workers=1, on_done=done.append)
+    together = spread(execute, runs, workers=2, on_done=done.append)
+    alone = spread(execute, runs, workers=1, on_done=done.append)
     for row in done:
         row.pop("seconds", None)
     assert len(done) == 8
-    assert spread == alone
+    assert together == alone

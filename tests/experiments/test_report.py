@@ -10,6 +10,7 @@ import pytest
 
 from experiments import plots
 from experiments.pages import demo as page
+from experiments.records import RunFolder
 from experiments.report import Page, Table
 from experiments.tasks.metric import ACCURACY
 
@@ -31,12 +32,33 @@ def rows(gain: float) -> list[dict]:
 
 def test_page_refers_to_nothing_outside_itself():
     page_ = Page("A <title>", "lead")
-    page_.figure(plots.spectra({"a": [[2.0, 1.0]]}, shown=2), "caption")
+    page_.figure("spectrum", plots.spectra({"a": [[2.0, 1.0]]}, shown=2), "caption")
     document = page_.to_html("foot")
     assert "data:image/png;base64," in document
     assert not re.search(r"(src|href)=\"(?!data:)", document)
     assert not re.search(r"https?://|@import|url\(", document)
     assert "A &lt;title&gt;" in document
+
+
+def test_readme_has_what_the_page_has_with_its_figures_beside_it(tmp_path):
+    page_ = Page("Title", "lead")
+    page_.heading("Part")
+    page_.findings(["digits: better."])
+    page_.table(Table(["method", "|x|"], [["a", "1"]]))
+    page_.figure("spectrum", plots.spectra({"a": [[2.0, 1.0]]}, shown=2), "caption")
+    page_.publish(RunFolder(tmp_path), "foot")
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    for part in (
+        "# Title",
+        "## Part",
+        "- digits: better.",
+        "| method | \\|x\\| |",
+        "![caption](figures/spectrum.png)",
+        "*foot*",
+    ):
+        assert part in text
+    assert (tmp_path / "figures" / "spectrum.png").read_bytes().startswith(PNG)
+    assert (tmp_path / "report.html").exists()
 
 
 def test_text_table_is_aligned():
