@@ -1,0 +1,399 @@
+"""The theorems, found by walking the folder: they hold, they are tight where they say so, and they can be refuted."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from theory import problems
+from theory.bounds import (
+    AnytimeBound,
+    Bound,
+    ChainBound,
+    CircumradiusBound,
+    ConvexGapRate,
+    ConvexRate,
+    DriftBound,
+    FixedStepBound,
+    PrintedBound,
+    ShortStepBound,
+    all_bounds,
+)
+from theory.bounds.huber import phi, phi_inverse
+from theory.certificates.attained import centred_average
+from theory.chain import chain
+from theory.corrections import Correction
+from theory.discovery import concrete_classes
+from theory.errors import ArgumentError, AssumptionError
+from theory.frank_wolfe import frank_wolfe
+from theory.gradients import Minibatch, Noisy
+from theory.links import BestLink, LinkSolver, TrainedLink, TruncatedStep
+from theory.oracles import Blunted, Lanczos, Lazy, OneBlock
+from theory.problems import (
+    Completion,
+    Concave,
+    DriftingCompletion,
+    Logistic,
+    PhaseRetrieval,
+    Problem,
+    Sensing,
+    TanhNetwork,
+    Welsch,
+    WorstCase,
+    WorstCentred,
+    WorstDrift,
+)
+from theory.sets import NuclearBall, Product, SupportBall
+from theory.step_sizes import Anytime, Centred, Fixed, LineSearch, OpenLoop, ShortStep
+from theory.trajectory import Constants, Trajectory
+
+KINDS = concrete_classes(problems, Problem)
+RULES = [Fixed(), Fixed(0.05), Centred(), Anytime(), ShortStep(), OpenLoop(), LineSearch()]
+TRUE = [bound for bound in all_bounds() if bound.verdict != "refuted"]
+SEEDS = st.integers(0, 10_000)
+SMALL = (6, 5)
+CONSTANTS = Constants(beta=1.0, diameter=1.0, radius=0.5, initial_gap=0.5, oscillation=0.6, start_distance=0.0)
+
+
+def verdicts(run: Trajectory) -> dict[str, bool]:
+    """Every true theorem's verdict on a run that it speaks of."""
+    return {bound.name: bound.check(run).holds for bound in TRUE if bound.obstacle(run) is None}
+
+
+def test_the_folder_holds_the_theorems_that_are_promised():
+    promised = {
+        FixedStepBound, PrintedBound, AnytimeBound, CircumradiusBound, ShortStepBound, DriftBound, ChainBound, ConvexRate,
+        ConvexGapRate,
+    }  # fmt: skip
+    assert {type(bound) for bound in all_bounds()} == promised
+
+
+@pytest.mark.parametrize("rule", RULES, ids=repr)
+@pytest.mark.parametrize("kind", KINDS, ids=lambda k: k.__name__)
+@given(seed=SEEDS, T=st.integers(1, 25))
+@settings(max_examples=3, deadline=None)
+def test_bound_holds(kind: type[Problem], rule, seed: int, T: int):
+    said = verdicts(frank_wolfe(kind.draw(seed, SMALL), rule, T))
+    assert all(said.values()), said
+
+
+@pytest.mark.parametrize("rule", [r for r in RULES if not isinstance(r, OpenLoop)], ids=repr)
+def test_each_rule_has_a_theorem(rule):
+    assert verdicts(frank_wolfe(Completion.draw(0, SMALL), rule, 5))
+
+
+@pytest.mark.parametrize("rule", RULES, ids=repr)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"oracle": Blunted(0.4)}, {"oracle": Lazy()}, {"oracle": Lanczos(steps=2)}, {"gradient": Noisy(0.2)},
+        {"gradient": Minibatch(10)}, {"oracle": Blunted(0.4), "gradient": Minibatch(10)},
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_bound_holds_with_measured_shortfalls(rule, options: dict):
+    for kind in (Sensing, Logistic, TanhNetwork):
+        said = verdicts(frank_wolfe(kind.draw(1, SMALL), rule, 40, seed=2, **options))
+        assert all(said.values()), (kind, said)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=repr)
+def test_bound_holds_for_block_coordinate_runs(rule):
+    K = Product([NuclearBall((3, 2)), SupportBall((4, 3), radius=2.0)])
+    problem = Completion(2 * K.sample(np.random.default_rng(0)), constraint=K)
+    said = verdicts(frank_wolfe(problem, rule, 60, oracle=OneBlock()))
+    assert all(said.values()), said
+
+
+@pytest.mark.parametrize("start", ["vertex", "inside"])
+@pytest.mark.parametrize("rule", RULES, ids=repr)
+def test_bound_holds_from_anywhere(rule, start: str):
+    """``1/2 |W|^2`` from a vertex, and a random start."""
+    K = NuclearBall(SMALL, radius=2.0)
+    problem = Completion(np.zeros(SMALL), constraint=K)
+    W = K.lmo(np.eye(*SMALL)) if start == "vertex" else 0.5 * K.sample(np.random.default_rng(0))
+    said = verdicts(frank_wolfe(problem, rule, 50, start=W))
+    assert all(said.values()), said
+
+
+@pytest.mark.parametrize(
+    "link", [TruncatedStep(1), TruncatedStep(3), TrainedLink(2, 2), TrainedLink(2, 20), BestLink(2)], ids=repr
+)
+@pytest.mark.parametrize("kind", ChainBound().testbeds(), ids=lambda k: k.__name__)
+def test_chain_bound_holds(kind: type[Problem], link: LinkSolver):
+    certificate = ChainBound().check(chain(kind.draw(3, SMALL), link, 6))
+    assert certificate.holds
+    assert 0 < certificate.ratio <= 1 + 1e-12
+
+
+@pytest.mark.parametrize("bound", [bound for bound in TRUE if bound.verdict == "tight"], ids=repr)
+def test_tight_bound_is_attained(bound: Bound):
+    example = bound.tight_example()
+    assert example is not None
+    run = (chain if isinstance(example.rule, LinkSolver) else frank_wolfe)(example.problem, example.rule, example.steps)
+    certificate = bound.check(run)
+    assert certificate.holds
+    assert certificate.ratio == pytest.approx(1.0, rel=1e-12)
+    drift = example.problem.total_drift(example.steps)
+    value = (DriftBound(*drift) if isinstance(bound, DriftBound) else bound).value(example.steps, run.constants)
+    assert certificate.measured == pytest.approx(value, rel=1e-12)
+
+
+@given(seed=SEEDS)
+@settings(max_examples=20, deadline=None)
+def test_theorem_a_is_attained_on_both_branches(seed: int):
+    """One step on an interval, any M, beta and D: ``g_1 = M/eta + beta D^2 eta/2``."""
+    problem = WorstCase.draw(seed)
+    run = frank_wolfe(problem, Fixed(), 1)
+    c = run.constants
+    expected = c.initial_gap + c.curvature / 2 if c.curvature < 2 * c.initial_gap else np.sqrt(2 * c.initial_gap * c.curvature)
+    assert run.column("gap")[0] == pytest.approx(expected, rel=1e-9)
+    assert FixedStepBound().check(run).ratio == pytest.approx(1.0, rel=1e-9)
+
+
+def test_theorem_a_is_attained_at_every_t_without_curvature():
+    """A linear loss: the first gap is M, the others are 0."""
+    problem = Concave(1e9 * np.random.default_rng(0).standard_normal(SMALL))  # the quadratic part is rounding
+    run = frank_wolfe(problem, Fixed(), 30)
+    assert FixedStepBound().check(run).ratio == pytest.approx(1.0, rel=1e-6)
+
+
+@given(seed=SEEDS)
+@settings(max_examples=20, deadline=None)
+def test_theorem_e_is_attained_by_any_drift(seed: int):
+    run = frank_wolfe(WorstDrift.draw(seed), Fixed(), 2)
+    assert DriftBound().check(run).ratio == pytest.approx(1.0, rel=1e-12)
+
+
+def test_bounds_that_call_themselves_upper_know_no_tight_example():
+    assert all(bound.tight_example() is None for bound in TRUE if bound.verdict == "upper")
+
+
+def test_theorem_c_is_approached_by_a_fresh_vertex_at_each_step():
+    """Its constant cannot be improved: the ratio tends to 1 with T; and the run is the closed form of the certificates."""
+    ratios = []
+    for T in (10, 100, 1000):
+        run = frank_wolfe(WorstCentred(T), Centred(), T)
+        assert run.column("gap").mean() == pytest.approx(centred_average(T), rel=1e-9)
+        ratios.append(CircumradiusBound().check(run).ratio)
+    assert ratios == sorted(ratios)
+    assert ratios[1] > 0.94
+    assert ratios[2] > 0.98
+
+
+# ---------------------------------------------------------------- the printed theorem
+
+
+def test_the_printed_theorem_fails_at_small_t():
+    """K = [0, 1], L(x) = -4.5 x + x^2/2, x_1 = 0, M = 4, T = 1: the gap is 4.5, the printed bound 4, Theorem A's 4.5."""
+    example = PrintedBound().counterexample()
+    run = frank_wolfe(example.problem, example.rule, example.steps)  # pyright: ignore[reportArgumentType]
+    certificate = PrintedBound().check(run)
+    assert (run.constants.beta, run.constants.diameter, run.constants.initial_gap) == (1.0, 1.0, 4.0)
+    assert not certificate.holds
+    assert certificate.first_violation == 1
+    assert (certificate.measured, certificate.guaranteed, certificate.slack) == (4.5, 4.0, -0.5)
+    assert FixedStepBound().check(run).ratio == 1.0
+
+
+@given(m=st.floats(0.05, 20.0))
+@settings(max_examples=60, deadline=None)
+def test_the_printed_theorem_fails_exactly_beyond_its_threshold(m: float):
+    """At T = 1 if and only if ``M/(beta D^2) > (1 + 1/sqrt 2)^2``."""
+    threshold = (1 + 1 / np.sqrt(2)) ** 2
+    assert threshold == pytest.approx(2.914, abs=1e-3)
+    if abs(m - threshold) > 1e-6:
+        run = frank_wolfe(WorstCase(M=m), Fixed(), 1)
+        assert PrintedBound().check(run).holds == (m < threshold)
+
+
+def test_the_printed_theorem_fails_at_every_t_for_a_concave_loss():
+    """It promises a gap of 0 for beta = 0."""
+    for T in (1, 10, 100):
+        assert not PrintedBound().check(frank_wolfe(Concave.draw(0, SMALL), Fixed(), T)).holds
+
+
+# ---------------------------------------------------------------- values
+
+
+@pytest.mark.parametrize("T", [1, 2, 5, 17, 400])
+def test_values_are_the_formulas(T: int):
+    c = CONSTANTS
+    assert FixedStepBound().value(T, c) == pytest.approx(np.sqrt(2 * 0.5 / T))
+    assert PrintedBound().value(T, c) == pytest.approx(2 * np.sqrt(0.5 / T))
+    assert AnytimeBound().value(T, c) == pytest.approx(2 * np.sqrt(0.6 / T))
+    assert CircumradiusBound().value(T, c) == pytest.approx(0.5 * np.sqrt(1 / T) + 0.5 / T)
+    assert ShortStepBound().value(T, c) == FixedStepBound().value(T, c)
+    assert DriftBound(up=0.2, down=0.3).value(T, c) == pytest.approx(np.sqrt(2 / T) if T >= 2 else 1 + 0.5)
+    assert ChainBound().value(T, c) == pytest.approx(1 / T)
+    assert ConvexRate().value(T, c) == pytest.approx(2 / (T + 2))
+    for bound in TRUE:
+        if not isinstance(bound, ConvexGapRate):
+            assert bound.value(T, c, eps=0.1) > bound.value(T, c)
+
+
+def test_the_small_t_branch_is_continuous_and_below_twice_m():
+    far = Constants(1.0, 1.0, 0.5, initial_gap=8.0, oscillation=8.0, start_distance=0.0)
+    assert FixedStepBound().value(16, far) == 1.0
+    assert FixedStepBound().value(15, far) == pytest.approx(8 / 15 + 0.5)
+    assert FixedStepBound().value(1, far) <= 2 * 8.0
+
+
+def test_for_norm_balls_theorem_c_is_half_of_theorem_a_in_the_limit():
+    c = Constants(1.0, 2.0, 1.0, 3.0, 3.0, start_distance=0.0)
+    assert CircumradiusBound().value(10**10, c) / FixedStepBound().value(10**10, c) == pytest.approx(0.5, rel=1e-4)
+
+
+@given(g=st.floats(0, 50), C=st.floats(0.01, 20))
+@settings(max_examples=50, deadline=None)
+def test_phi_is_the_best_decrease_and_has_an_inverse(g: float, C: float):
+    grid = np.linspace(0, 1, 2001)
+    assert phi(g, C) == pytest.approx((grid * g - grid**2 * C / 2).max(), abs=1e-5 * (1 + g + C))
+    assert phi_inverse(phi(g, C), C) == pytest.approx(g, rel=1e-9, abs=1e-9)
+
+
+def test_a_run_at_the_prescribed_step_is_guaranteed_the_value():
+    for bound, rule in [(FixedStepBound(), Fixed()), (CircumradiusBound(), Centred()), (ShortStepBound(), ShortStep()),
+                        (AnytimeBound(), Anytime())]:  # fmt: skip
+        for problem in (Completion.draw(0, SMALL), Welsch.draw(0, SMALL), PhaseRetrieval.draw(0, SMALL)):
+            run = frank_wolfe(problem, rule, 30)
+            assert bound.check(run).guaranteed == pytest.approx(bound.value(30, run.constants), rel=1e-9)
+
+
+# ---------------------------------------------------------------- checkers that can fail
+
+
+@pytest.mark.parametrize(
+    ("bound", "rule"),
+    [
+        (FixedStepBound(), Fixed()), (CircumradiusBound(), Centred()), (AnytimeBound(), Anytime()),
+        (ShortStepBound(), ShortStep()),
+        (ConvexRate(), OpenLoop()), (ConvexGapRate(), OpenLoop()), (DriftBound(), Fixed()), (DriftBound(), LineSearch()),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_a_planted_violation_is_found(bound: Bound, rule):
+    """Iteration 7 is forged: a gap (for the primal rate, a loss) far above what any run could show."""
+    run = frank_wolfe(Sensing.draw(0, SMALL), LineSearch() if bound == DriftBound() else rule, 20)
+    assert bound.check(run).holds
+    forged = {"loss": 1e6} if isinstance(bound, ConvexRate) else {"gap": 1e6, "eps": 0.0}
+    planted = run.altered(7, **forged)
+    if isinstance(bound, ConvexGapRate):
+        for t in range(2, 8):
+            planted = planted.altered(t, gap=1e6)
+    if isinstance(bound, ShortStepBound) or isinstance(rule, LineSearch):
+        planted.step_size = LineSearch()  # a forged gap no longer fits the short step's own formula, which is refused first
+    certificate = bound.check(planted)
+    assert not certificate.holds
+    assert certificate.slack < 0
+    assert certificate.first_violation == {ConvexRate: 6, ConvexGapRate: 3}.get(type(bound), 7)
+
+
+def test_a_small_planted_violation_is_found_too():
+    """A part in ten thousand above a tight run."""
+    run = frank_wolfe(WorstCase(), Fixed(), 1)
+    assert not FixedStepBound().check(run.altered(1, gap=1.0001)).holds
+    assert FixedStepBound().check(run.altered(1, gap=1.0 + 1e-13)).holds
+
+
+def test_a_chain_that_breaks_its_solver_s_promise_is_found():
+    run = chain(Completion.draw(0, SMALL), TruncatedStep(2), 5)
+    certificate = ChainBound().check(run.altered(3, gradient_norm=1e3))
+    assert not certificate.holds
+    assert certificate.first_violation == 3
+
+
+def test_a_drift_that_is_understated_is_found():
+    run = frank_wolfe(WorstDrift(), Fixed(), 2)
+    calm = run.iterations[0].drift.__class__(up=0.0, down=0.0, here=run.iterations[0].drift.here)
+    assert not DriftBound().check(run.altered(1, drift=calm)).holds
+
+
+def test_a_wrong_constant_is_found():
+    run = frank_wolfe(WorstCase(M=4.0), Fixed(), 1)
+    run.constants = Constants(beta=0.9, diameter=1.0, radius=0.5, initial_gap=4.0, oscillation=4.0, start_distance=0.5)
+    assert not FixedStepBound().check(run).holds
+
+
+# ---------------------------------------------------------------- assumptions
+
+
+class _Nudge(Correction):
+    def apply(self, problem, W, t):
+        better = 0.5 * (W + problem.targets)
+        return better if problem.loss(better) <= problem.loss(W) else W
+
+
+@pytest.mark.parametrize(
+    ("bound", "run", "words"),
+    [
+        (FixedStepBound(), lambda: frank_wolfe(Completion.draw(0, SMALL), ShortStep(), 9), "its step size is not constant"),
+        (FixedStepBound(), lambda: frank_wolfe(DriftingCompletion.draw(0, SMALL), Fixed(), 9), "drifts"),
+        (CircumradiusBound(), lambda: frank_wolfe(Completion.draw(0, SMALL), Fixed(1.0), 9), "needs eta < 1"),
+        (
+            CircumradiusBound(),
+            lambda: frank_wolfe(Completion.draw(0, SMALL), Fixed(), 9, correction=_Nudge()),
+            "a correction moved its iterates",
+        ),
+        (AnytimeBound(), lambda: frank_wolfe(Completion.draw(0, SMALL), OpenLoop(), 9), "its step size at t = 1 is 1"),
+        (ShortStepBound(), lambda: frank_wolfe(Completion.draw(0, SMALL), Fixed(), 9), "its step size at t = "),
+        (ConvexRate(), lambda: frank_wolfe(Welsch.draw(0, SMALL), OpenLoop(), 9), "is not convex"),
+        (ConvexRate(), lambda: frank_wolfe(Completion.draw(0, SMALL), Fixed(), 9), "its step size at t = 1"),
+        (
+            ConvexRate(),
+            lambda: frank_wolfe(Completion(np.ones(SMALL), constraint=SupportBall(SMALL, 0.1)), OpenLoop(), 9),
+            "the minimum of .* is not known",
+        ),
+        (ChainBound(), lambda: frank_wolfe(Completion.draw(0, SMALL), Fixed(), 9), "the theorem is about the chain"),
+        (FixedStepBound(), lambda: chain(Completion.draw(0, SMALL), TruncatedStep(1), 3), "made by chain"),
+        (DriftBound(), lambda: frank_wolfe(DriftingCompletion.draw(0, SMALL), Anytime(), 9), "its step size at t = "),
+    ],
+)
+def test_bound_refuses_unmet_assumptions(bound: Bound, run, words: str):
+    with pytest.raises(AssumptionError, match=f"says nothing about this run: .*{words}"):
+        bound.check(run())
+
+
+def test_a_corrected_run_keeps_the_theorems_that_need_only_one_step():
+    run = frank_wolfe(Completion.draw(0, SMALL), ShortStep(), 20, correction=_Nudge())
+    assert ShortStepBound().check(run).holds
+
+
+def test_an_empty_run_and_one_with_nan_are_refused():
+    run = frank_wolfe(Completion.draw(0, SMALL), Fixed(), 3)
+    with pytest.raises(ArgumentError, match="must be a whole number of at least 1, and is 0"):
+        FixedStepBound().check(Trajectory("Frank-Wolfe", run.problem, run.step_size, run.constants))
+    with pytest.raises(ArgumentError, match="not finite"):
+        FixedStepBound().check(run.altered(2, gap=float("nan")))
+
+
+@pytest.mark.parametrize("bound", all_bounds(), ids=repr)
+def test_values_refuse_a_horizon_of_zero(bound: Bound):
+    with pytest.raises(ArgumentError, match="`T` must be a whole number"):
+        bound.value(0, CONSTANTS)
+
+
+def test_drift_refuses_a_negative_drift():
+    with pytest.raises(ArgumentError, match="must be finite and at least 0"):
+        DriftBound(up=-1.0)
+
+
+@pytest.mark.parametrize("bound", all_bounds(), ids=repr)
+def test_every_theorem_says_what_it_is(bound: Bound):
+    """Name, statement, verdict, testbeds, and a docstring in the fixed order."""
+    order = ["Setting:", "Guarantee (", "Algorithm:", "Proof", "Reference:"]
+    places = [type(bound).__doc__.index(word) for word in order]  # pyright: ignore[reportOptionalMemberAccess]
+    assert places == sorted(places)
+    assert bound.name
+    assert "<=" in bound.statement
+    assert f"Guarantee ({bound.verdict}" in type(bound).__doc__  # pyright: ignore[reportOperatorIssue]
+
+
+def test_theorems_name_the_testbeds_that_meet_their_assumptions():
+    assert DriftingCompletion in DriftBound().testbeds()
+    assert DriftingCompletion not in FixedStepBound().testbeds()
+    assert Welsch not in ConvexRate().testbeds()
+    assert PhaseRetrieval not in ChainBound().testbeds()
+    assert all(TanhNetwork in bound.testbeds() for bound in (FixedStepBound(), CircumradiusBound(), ChainBound()))

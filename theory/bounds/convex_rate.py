@@ -1,0 +1,101 @@
+"""The convex rate, for comparison: primal error and least gap of the open-loop step."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from theory.bounds.assumptions import Convex, FrankWolfeStep, KnownMinimum, OpenLoopStep, Static
+from theory.bounds.bound import Bound, horizons
+from theory.errors import count
+from theory.points import Array
+from theory.trajectory import Constants, Trajectory
+
+GAP_FACTOR = 27 / 4
+"""Jaggi 2013, Theorem 2: 2 beta with beta = 27/8."""
+
+
+class ConvexRate(Bound):
+    """Primal error of ``eta_t = 2/(t + 1)`` on a convex loss.
+
+    Setting: as in `FixedStepBound`, L convex; ``eps_t <= delta eta_t C/2`` with ``C = beta D^2``.
+
+    Guarantee (upper): ``h_{T+1} = L(W_{T+1}) - min L <= 2 C (1 + delta)/(T + 2)``.
+
+    Algorithm: `theory.frank_wolfe` with `OpenLoop`.
+
+    Proof: convexity gives ``h_t <= g_t``, so (*) reads ``h_{t+1} <= (1 - eta_t) h_t + eta_t^2 C (1 + delta)/2``. With eta_1 =
+        1, ``h_2 <= C (1 + delta)/2 <= 2 C (1 + delta)/3``. If ``h_t <= 2 C (1 + delta)/(t + 1)`` then, with ``s = t + 1``,
+        ``h_{t+1} <= 2 C (1 + delta) [(1 - 2/s)/s + 1/s^2] = 2 C (1 + delta) (s - 1)/s^2 <= 2 C (1 + delta)/(s + 1)``.
+
+    Reference: Jaggi 2013, Theorem 1, with k = t - 1.
+    """
+
+    name = "Convex rate (primal)"
+    statement = "L(W_{T+1}) - min L <= 2 beta D^2 (1 + delta)/(T + 2)"
+    verdict = "upper"
+    requires = (Static(), Convex(), KnownMinimum(), FrankWolfeStep(), OpenLoopStep())
+
+    def value(self, T: int, constants: Constants, eps: float = 0.0) -> float:
+        """``2 C (1 + delta)/(T + 2)`` with delta = eps, the relative shortfall."""
+        return 2 * constants.curvature * (1 + eps) / (count("T", T) + 2)
+
+    def measured(self, run: Trajectory) -> Array:
+        """``h_{t+1}``."""
+        return run.losses_after() - run.constants.lowest
+
+    def guaranteed(self, run: Trajectory) -> Array:
+        """With the largest delta so far."""
+        return 2 * run.constants.curvature * (1 + relative_shortfall(run)) / (horizons(run) + 2)
+
+    def on_trajectory(self, run: Trajectory) -> Array:
+        """The same: nothing is left to replace."""
+        return self.guaranteed(run)
+
+
+class ConvexGapRate(Bound):
+    """Least gap of ``eta_t = 2/(t + 1)`` on a convex loss.
+
+    Setting: as in `ConvexRate`.
+
+    Guarantee (upper): for T >= 3, ``min_{2 <= t <= T} g_t <= (27/4) C (1 + delta)/(T + 1)``.
+
+    Algorithm: `theory.frank_wolfe` with `OpenLoop`.
+
+    Proof: let K = T - 1, S = K + 2 and suppose all ``g_t > 2 b C'/S`` with ``C' = C (1 + delta)``, b = 27/8. In the last third
+        of the iterations, t + 1 from ``ceil(2S/3)`` to S, ``eta`` lies between ``2/S`` and ``3/S``; from ``h <= 2 C'/(2S/3)``
+        at its start, (*) takes away more than ``(2/S)(2 b C'/S) - (9/S^2) C'/2`` at each of at least S/3 steps, in all ``(2
+        C'/S)(1/3)(2b
+    - 9/4) = 3 C'/S``: below zero.
+
+    Reference: Jaggi 2013, Theorem 2.
+    """
+
+    name = "Convex rate (least gap)"
+    statement = "min g <= (27/4) beta D^2 (1 + delta)/(T + 1)"
+    verdict = "upper"
+    requires = (Static(), Convex(), FrankWolfeStep(), OpenLoopStep())
+
+    def value(self, T: int, constants: Constants, eps: float = 0.0) -> float:
+        """``(27/4) C (1 + delta)/(T + 1)`` with delta = eps, for T >= 3."""
+        return GAP_FACTOR * constants.curvature * (1 + eps) / (count("T", T, least=3) + 1)
+
+    def measured(self, run: Trajectory) -> Array:
+        """The least gap from t = 2 on; 0 for T < 3, where nothing is claimed."""
+        gap = run.column("gap")
+        return np.append(np.zeros(min(2, len(run))), np.minimum.accumulate(gap[1:])[1:])
+
+    def guaranteed(self, run: Trajectory) -> Array:
+        """With the largest delta so far."""
+        return GAP_FACTOR * run.constants.curvature * (1 + relative_shortfall(run)) / (horizons(run) + 1)
+
+    def on_trajectory(self, run: Trajectory) -> Array:
+        """The same: nothing is left to replace."""
+        return self.guaranteed(run)
+
+
+def relative_shortfall(run: Trajectory) -> Array:
+    """The least delta with ``eps_s <= delta eta_s C/2`` for all s <= t, ``(T,)``."""
+    scale = run.column("eta") * run.constants.curvature / 2
+    eps = run.column("eps")
+    delta = np.divide(eps, scale, out=np.where(eps > 0, np.inf, 0.0), where=scale > 0)
+    return np.maximum.accumulate(delta)

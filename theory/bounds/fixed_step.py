@@ -1,0 +1,83 @@
+"""Theorem A: the fixed step. The corrected Theorem 4.1."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from theory.bounds.assumptions import ConstantStep, FrankWolfeStep, Static
+from theory.bounds.bound import Bound, TightExample, decrease, horizons
+from theory.bounds.huber import phi_inverse
+from theory.errors import count
+from theory.points import Array
+from theory.problems import WorstCase
+from theory.step_sizes import Fixed
+from theory.trajectory import Constants, Trajectory
+
+
+class FixedStepBound(Bound):
+    """Average gap of Frank-Wolfe with one step size, on a loss that need not be convex.
+
+    Setting: K compact and convex with diameter D; L upper smooth on K, ``L(Y) <= L(X) + <grad L(X), Y - X> + beta/2 |Y -
+        X|^2``; an oracle with ``<V_t, G_t> <= min_K <V, G_t> + eps_t``; ``h' = L(W_1) - L(W_{T+1}) <= M``.
+
+    Guarantee (tight at T = 1, where beta = 0 at every T, and with h' wherever eta = 1): for every eta in (0, 1],
+    ``1/T sum g_t <= h'/(eta T) + beta D^2 eta/2 + 1/T sum eps_t``. With ``eta = min(1, sqrt(2M/(beta D^2 T)))``::
+
+        1/T sum g_t <= sqrt(2 M beta) D/sqrt(T) + mean eps    for T >= 2M/(beta D^2)
+                       M/T + beta D^2/2 + mean eps            below, with eta = 1
+
+    The least gap, and the expected gap at an iteration drawn uniformly, obey the same bound.
+
+    Algorithm: ``W_{t+1} = W_t + eta (V_t - W_t)``, `theory.frank_wolfe` with `Fixed`.
+
+    Proof: by upper smoothness and the oracle,
+    ``L(W_{t+1}) <= L(W_t) - eta (g_t - eps_t) + beta/2 eta^2 |V_t - W_t|^2`` (*), and ``|V_t - W_t| <= D``. Sum over t and
+    divide by eta T. The right-hand side is least at the stated eta, and convex in it, so that eta = 1 is best where the
+    minimiser exceeds 1.
+
+    Reference: Theorem 4.1 of arXiv 2401.04151, whose printed form is `PrintedBound`; Lacoste-Julien 2016. The constant sqrt 2
+        and the branch for small T are derived in this project.
+    """
+
+    name = "Theorem A (fixed step)"
+    statement = "mean g <= M/(eta T) + beta D^2 eta/2 + mean eps"
+    verdict = "tight"
+    requires = (Static(), FrankWolfeStep(), ConstantStep())
+
+    def value(self, T: int, constants: Constants, eps: float = 0.0) -> float:
+        """``sqrt(2 M beta) D/sqrt T``, or ``M/T + beta D^2/2`` for small T; plus eps.
+
+        Args:
+            T: iterations.
+            constants: of the problem.
+            eps: mean shortfall of the oracle.
+
+        Returns:
+            The right-hand side.
+
+        Example:
+            >>> c = Constants(1.0, 1.0, 0.5, initial_gap=2.0, oscillation=2.0, start_distance=0.0)
+            >>> FixedStepBound().value(16, c), FixedStepBound().value(1, c)
+            (0.5, 2.5)
+        """
+        return float(phi_inverse(constants.initial_gap / count("T", T), constants.curvature)) + eps
+
+    def measured(self, run: Trajectory) -> Array:
+        """Mean gap."""
+        return run.running_mean("gap")
+
+    def guaranteed(self, run: Trajectory) -> Array:
+        """With M."""
+        return self._with(run, np.full(len(run), run.constants.initial_gap))
+
+    def on_trajectory(self, run: Trajectory) -> Array:
+        """With h'."""
+        return self._with(run, decrease(run))
+
+    def tight_example(self) -> TightExample:
+        """One step on an interval."""
+        return TightExample(WorstCase(), Fixed(), 1)
+
+    def _with(self, run: Trajectory, fall: Array) -> Array:
+        eta = run.iterations[0].eta
+        return fall / (eta * horizons(run)) + run.constants.curvature * eta / 2 + run.running_mean("eps")

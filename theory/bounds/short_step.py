@@ -1,0 +1,61 @@
+"""Theorem D: the short step, which needs neither T nor M."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from theory.bounds.assumptions import FrankWolfeStep, ShortStepOrBetter, Static
+from theory.bounds.bound import Bound, TightExample, decrease, horizons
+from theory.bounds.huber import phi_inverse
+from theory.errors import count
+from theory.points import Array
+from theory.problems import WorstCase
+from theory.step_sizes import ShortStep
+from theory.trajectory import Constants, Trajectory
+
+
+class ShortStepBound(Bound):
+    """Average gap with ``eta_t = clip(ghat_t/(beta |V_t - W_t|^2), 0, 1)``, ``ghat_t = <G_t, W_t - V_t>``.
+
+    Setting: as in `FixedStepBound`; the rule knows beta and nothing else.
+
+    Guarantee (tight at T = 1): with ``C = beta D^2`` and the Huber function phi,
+    ``1/T sum phi(max(ghat_t, 0)) <= h'/T``, hence ``1/T sum g_t <= phi^{-1}(h'/T) + mean eps <= B_T(M) + mean eps``, Theorem
+    A's value, for all T at once.
+
+    Algorithm: `theory.frank_wolfe` with `ShortStep`; `LineSearch` inherits the bound.
+
+    Proof: the step minimises ``-eta ghat + eta^2 beta |V - W|^2/2`` over [0, 1], so the loss falls by at least
+    ``max_eta (eta ghat - eta^2 C/2) = phi(ghat)`` where ghat > 0, and does not rise elsewhere. Sum over t. As phi is convex and
+    increasing, Jensen gives ``phi(mean max(ghat, 0)) <= h'/T``; and ``ghat_t >= g_t - eps_t``.
+
+    Reference: Lacoste-Julien 2016 has the least gap, ``max(2 h_1, C)/sqrt(T + 1)``; the average is derived in this project.
+    """
+
+    name = "Theorem D (short step)"
+    statement = "mean g <= phi^-1(M/T) + mean eps"
+    verdict = "tight"
+    requires = (Static(), FrankWolfeStep(), ShortStepOrBetter())
+
+    def value(self, T: int, constants: Constants, eps: float = 0.0) -> float:
+        """``sqrt(2 M beta) D/sqrt T``, or ``M/T + beta D^2/2`` for small T; plus eps."""
+        return float(phi_inverse(constants.initial_gap / count("T", T), constants.curvature)) + eps
+
+    def measured(self, run: Trajectory) -> Array:
+        """Mean gap."""
+        return run.running_mean("gap")
+
+    def guaranteed(self, run: Trajectory) -> Array:
+        """With M."""
+        return self._with(run, np.full(len(run), run.constants.initial_gap))
+
+    def on_trajectory(self, run: Trajectory) -> Array:
+        """With h'."""
+        return self._with(run, decrease(run))
+
+    def tight_example(self) -> TightExample:
+        """One step on an interval."""
+        return TightExample(WorstCase(), ShortStep(), 1)
+
+    def _with(self, run: Trajectory, fall: Array) -> Array:
+        return phi_inverse(fall / horizons(run), run.constants.curvature) + run.running_mean("eps")
