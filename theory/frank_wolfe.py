@@ -55,7 +55,7 @@ def frank_wolfe(
         on_iteration: told each record as it is made.
 
     Returns:
-        The run. Its gap is exact where the oracle's eps is (`Lanczos` gives an upper bound of both).
+        The run. Its gap is exact where the oracle's eps is; `Lanczos` gives upper bounds of both, each with its probability.
 
     Raises:
         ArgumentError: T is not positive, the start lies outside, or a rule gave eta outside [0, 1].

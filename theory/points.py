@@ -93,7 +93,9 @@ def dense(X: Any) -> Array:
 
 def inner(G: Any, X: Array | LowRank | Iterate) -> float:
     """``<G, X>``, the trace inner product."""
-    return float(np.vdot(G, X)) if isinstance(X, np.ndarray) else X.inner(G)
+    if not isinstance(X, np.ndarray):
+        return X.inner(G)
+    return float(G.multiply(X).sum()) if sparse.issparse(G) else float(np.vdot(G, X))
 
 
 def toward(W: Array | Iterate, V: Array | LowRank, eta: float) -> Any:

@@ -65,6 +65,10 @@ class Problem(ABC):
         """``d^2/d eta^2 L(W + eta direction)`` where it does not depend on W and eta (a quadratic), else None."""
         return None
 
+    def segment_curvature(self, W: Any, V: Any) -> float | None:
+        """`line_curvature` along V - W; a problem whose points are no arrays says how it has it."""
+        return None if isinstance(W, Iterate) else self.line_curvature(dense(V) - W)
+
     def at(self, t: int) -> Problem:
         """The loss of iteration t: always the same unless the problem drifts."""
         return self
@@ -223,7 +227,7 @@ class Segment:
     @property
     def curvature(self) -> float | None:
         """``d^2/d eta^2`` where it is constant, else None."""
-        return None if isinstance(self.W, Iterate) else self.problem.line_curvature(dense(self.V) - self.W)
+        return self.problem.segment_curvature(self.W, self.V)
 
 
 @dataclass(frozen=True)
