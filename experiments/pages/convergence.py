@@ -57,7 +57,8 @@ def build(folder: RunFolder) -> str:
     page.paragraph(
         "Cells are measured/guaranteed at the horizons of the heading: 1 is a theorem that gives nothing away, above 1 a "
         "violation. The left-hand sides are the mean gap (A to E), the mean of |G|²_{F,r} (F), the primal error and the least "
-        "gap (convex)."
+        "gap (convex). Theorem F counts the measured shortfall of trained links on its right-hand side, where it is close to 1 "
+        "by definition when that shortfall dominates; links by truncated steps have none."
     )
     for testbed in names(rows):
         mine = [row for row in rows if row["testbed"] == testbed and not row["chain"]]
