@@ -24,6 +24,37 @@ def draw(K: ConvexSet, seed: int, dtype: type = np.float64) -> np.ndarray:
     return (8 * G).round().astype(dtype) if dtype is np.int64 else G.astype(dtype)
 
 
+@st.composite
+def any_set(draw: st.DrawFn) -> ConvexSet:
+    """A set of any kind, shape and size; a product of two of them."""
+    d, k = draw(st.integers(1, 7)), draw(st.integers(1, 7))
+    size = draw(st.floats(1e-3, 1e3))
+    plain = [
+        sets.NuclearBall((d, k), size), sets.SupportBall((d, k), size, draw(st.integers(1, min(d, k)))),
+        sets.SpectralBall((d, k), size), sets.FrobeniusBall((d, k), size), sets.FrobeniusBall(d, size),
+        sets.L1Ball((d, k), size), sets.L1Ball(k, size), sets.Simplex(d, size),
+    ]  # fmt: skip
+    return draw(st.sampled_from([*plain, Product([draw(st.sampled_from(plain)), draw(st.sampled_from(plain))])]))
+
+
+@given(K=any_set(), seed=SEEDS, dtype=st.sampled_from(DTYPES))
+@settings(max_examples=200, deadline=None)
+def test_oracle_support_and_membership_agree_at_any_size(K: ConvexSet, seed: int, dtype: type):
+    """``lmo(G)`` lies in K and is worth ``-support(-G)``, the least over K; D and R bound what was sampled."""
+    rng, G = np.random.default_rng(seed), draw(K, seed, dtype)
+    V, scale = dense(K.lmo(G)), K.diameter * (1 + float(np.linalg.norm(G)))
+    assert V.shape == K.shape
+    assert K.contains(V)
+    assert inner(G.astype(float), V) == pytest.approx(-K.support(-G), abs=1e-9 * scale + 1e-12)
+    X = K.sample(rng)
+    assert K.contains(X)
+    assert np.vdot(G, V) <= np.vdot(G, X) + 1e-9 * scale + 1e-12
+    rounding = 1e-9 * float(np.linalg.norm(V))
+    assert np.linalg.norm(X - V) <= K.diameter + rounding
+    assert np.linalg.norm(X - K.centre) <= K.radius + rounding
+    assert K.rank(V) <= K.atom_rank
+
+
 def test_the_folder_holds_the_sets_that_are_promised():
     names = {kind.__name__ for kind in KINDS}
     assert names == {
