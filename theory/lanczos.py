@@ -41,9 +41,9 @@ class SingularPair:
     def upper(self, overlap: float) -> float:
         """An upper bound of ``|G|_op``, if the start p of norm 1 had ``|<p, v_1>| >= overlap`` with its top right vector.
 
-        The Lanczos vectors are polynomials of the matrix, ``p_i = phi_i(G^T G) p``, so that ``<p_i, v_1> = phi_i(s_1^2) <p,
-        v_1>``; they are orthonormal, so that ``sum_i phi_i(s_1^2)^2 <p, v_1>^2 <= 1``. The sum grows with its argument above
-        ``sigma^2``.
+        The Lanczos vectors are polynomials of the matrix, ``p_i = phi_i(G^T G) p``, so that
+        ``<p_i, v_1> = phi_i(s_1^2) <p, v_1>``; they are orthonormal, so that ``sum_i phi_i(s_1^2)^2 <p, v_1>^2 <= 1``. The sum
+        grows with its argument above ``sigma^2``.
 
         Args:
             overlap: at most ``|<p, v_1>|``, above 0.

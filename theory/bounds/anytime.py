@@ -19,7 +19,7 @@ class AnytimeBound(Bound):
     """Average gap with ``eta_t = min(1, sqrt(M_o/(beta D^2 t)))``, for all T at once and without a logarithm.
 
     Setting: as in `FixedStepBound`, and ``M_o >= h_t = L(W_t) - min L`` for every t: a bound of the oscillation on K, not of
-        h_1 alone.
+    h_1 alone.
 
     Guarantee (tight at T = 1 with ``M_o >= beta D^2``)::
 
@@ -29,11 +29,16 @@ class AnytimeBound(Bound):
     Algorithm: `theory.frank_wolfe` with `Anytime`.
 
     Proof: (*) gives ``g_t - eps_t <= (h_t - h_{t+1})/eta_t + beta D^2 eta_t/2``. As eta_t does not increase, Abel summation
-        gives ``sum (h_t - h_{t+1})/eta_t <= h_1/eta_1 + sum_{t >= 2} h_t (1/eta_t - 1/eta_{t-1}) <= M_o/eta_T``. With ``sum_{t
-        <= T} 1/sqrt t <= 2 sqrt T`` both halves are ``sqrt(M_o beta) D sqrt T``. Up to M_o/(beta D^2), all eta_t are 1 and the
-        sum telescopes.
+    gives ``sum (h_t - h_{t+1})/eta_t <= h_1/eta_1 + sum_{t >= 2} h_t (1/eta_t - 1/eta_{t-1}) <= M_o/eta_T``. With
+    ``sum_{t <= T} 1/sqrt t <= 2 sqrt T`` both halves are ``sqrt(M_o beta) D sqrt T``. Up to M_o/(beta D^2), all eta_t are 1 and
+    the sum telescopes.
 
     Reference: derived in this project; the one reading, with ``M_o``, under which the paper's constant 2 is right.
+
+    Example:
+        >>> c = Constants(1.0, 1.0, 0.5, initial_gap=2.0, oscillation=4.0, start_distance=0.0)
+        >>> AnytimeBound().value(16, c), AnytimeBound().value(2, c)
+        (1.0, 2.5)
     """
 
     name = "Theorem B (anytime)"
@@ -42,27 +47,9 @@ class AnytimeBound(Bound):
     requires = (Static(), FrankWolfeStep(), AnytimeStep())
 
     def value(self, T: int, constants: Constants, eps: float = 0.0) -> float:
-        """``2 sqrt(M_o beta) D/sqrt T``, or ``M_o/T + beta D^2/2`` for small T; plus eps.
-
-        Args:
-            T: iterations.
-            constants: of the problem.
-            eps: mean shortfall of the oracle.
-
-        Returns:
-            The right-hand side.
-
-        Example:
-            >>> c = Constants(1.0, 1.0, 0.5, initial_gap=2.0, oscillation=4.0, start_distance=0.0)
-            >>> AnytimeBound().value(16, c), AnytimeBound().value(2, c)
-            (1.0, 2.5)
-        """
+        """``2 sqrt(M_o beta) D/sqrt T``, or ``M_o/T + beta D^2/2`` for small T; plus eps."""
         C, M = constants.curvature, constants.oscillation
         return (2 * sqrt(M * C / T) if count("T", T) * C > M else M / T + C / 2) + eps
-
-    def measured(self, run: Trajectory) -> Array:
-        """Mean gap."""
-        return run.running_mean("gap")
 
     def guaranteed(self, run: Trajectory) -> Array:
         """With M_o."""

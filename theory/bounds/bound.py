@@ -94,9 +94,9 @@ class Bound(ABC):
             The right-hand side.
         """
 
-    @abstractmethod
     def measured(self, run: Trajectory) -> Array:
-        """The left-hand side after t = 1..T iterations, ``(T,)``."""
+        """The left-hand side after t = 1..T iterations, ``(T,)``: the mean gap, unless the theorem is about something else."""
+        return run.running_mean("gap")
 
     @abstractmethod
     def guaranteed(self, run: Trajectory) -> Array:
@@ -152,9 +152,20 @@ class Bound(ABC):
         return f"{type(self).__name__}()"
 
 
-def running(values: Array) -> Array:
-    """Means of the first t entries, for every t."""
-    return values.cumsum() / np.arange(1, len(values) + 1)
+class DecreaseBound(Bound):
+    """A theorem whose right-hand side depends on how far the loss fell: by the run's own decrease, or by M at the most."""
+
+    @abstractmethod
+    def given(self, run: Trajectory, fall: Array) -> Array:
+        """The right-hand side for decreases ``fall``, ``(T,)``."""
+
+    def guaranteed(self, run: Trajectory) -> Array:
+        """With M."""
+        return self.given(run, np.full(len(run), run.constants.initial_gap))
+
+    def on_trajectory(self, run: Trajectory) -> Array:
+        """With h'."""
+        return self.given(run, decrease(run))
 
 
 def horizons(run: Trajectory) -> Array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from theory.bounds.assumptions import ChainStep, HoldsEverywhere, Static
-from theory.bounds.bound import Bound, TightExample, decrease, horizons
+from theory.bounds.bound import DecreaseBound, TightExample, horizons
 from theory.errors import count
 from theory.links import TruncatedStep
 from theory.points import Array
@@ -13,21 +13,21 @@ from theory.problems import Completion
 from theory.trajectory import Constants, Trajectory
 
 
-class ChainBound(Bound):
+class ChainBound(DecreaseBound):
     """Stationarity of ``W_{t+1} = W_t + Delta_t`` with ``rank Delta_t <= r``: no set, no shrink. What COLA does.
 
     Setting: L upper smooth and bounded below on the whole space. ``|G|_{F,r}^2`` is the sum of the r largest squared singular
-        values, at least ``|G|_op^2``. The shortfall of a link against one truncated gradient step is ``eps_t =
-        [|G_t|_{F,r}^2/(2 beta) - (L(W_t) - L(W_{t+1}))]^+``.
+    values, at least ``|G|_op^2``. The shortfall of a link against one truncated gradient step is
+    ``eps_t = [|G_t|_{F,r}^2/(2 beta) - (L(W_t) - L(W_{t+1}))]^+``.
 
     Guarantee (tight at every T): ``1/T sum |G_t|_{F,r}^2 <= 2 beta (h'/T + mean eps)``, and eps_t = 0 wherever the link is at
-    least as good as the step ``-[G_t]_r/beta``, as the exact minimiser over rank r is. Hence ``mean |G_t|_op <= sqrt(2 beta
-    (h'/T + mean eps))``.
+    least as good as the step ``-[G_t]_r/beta``, as the exact minimiser over rank r is. Hence
+    ``mean |G_t|_op <= sqrt(2 beta (h'/T + mean eps))``.
 
     Algorithm: `theory.chain`; Algorithm 1 of the paper, and `merge=Add()` of the library.
 
-    Proof: upper smoothness along ``-[G]_r/beta`` gives ``L(W - [G]_r/beta) <= L(W) - |G|_{F,r}^2/(2 beta)``, for ``<G, [G]_r> =
-        |[G]_r|^2``. A link falls short of that by eps_t at the most. Sum over t.
+    Proof: upper smoothness along ``-[G]_r/beta`` gives ``L(W - [G]_r/beta) <= L(W) - |G|_{F,r}^2/(2 beta)``, for
+    ``<G, [G]_r> = |[G]_r|^2``. A link falls short of that by eps_t at the most. Sum over t.
 
     What a check can find: by the definition of eps_t the inequality with the run's eps holds for every run; so for solvers that
     are never worse than the truncated step, eps_t = 0 is claimed and checked instead.
@@ -48,18 +48,11 @@ class ChainBound(Bound):
         """Mean ``|G_t|_{F,r}^2``."""
         return np.square(run.column("gradient_norm")).cumsum() / horizons(run)
 
-    def guaranteed(self, run: Trajectory) -> Array:
-        """With M."""
-        return self._with(run, np.full(len(run), run.constants.initial_gap))
-
-    def on_trajectory(self, run: Trajectory) -> Array:
-        """With h'."""
-        return self._with(run, decrease(run))
-
     def tight_example(self) -> TightExample:
         """Truncated steps on a squared distance: each takes away the r largest singular values of what is left."""
         return TightExample(Completion(np.diag([4.0, 3.0, 2.0, 1.0])), TruncatedStep(rank=2), 2)
 
-    def _with(self, run: Trajectory, fall: Array) -> Array:
+    def given(self, run: Trajectory, fall: Array) -> Array:
+        """``2 beta (fall/t + mean eps)``."""
         eps = 0.0 if run.step_size.never_worse else run.running_mean("eps")
         return 2 * run.constants.beta * (fall / horizons(run) + eps)

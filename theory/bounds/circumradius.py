@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from math import sqrt
 
-import numpy as np
-
 from theory.bounds.assumptions import ConstantStep, FrankWolfeStep, Static
-from theory.bounds.bound import Bound, decrease, horizons
+from theory.bounds.bound import DecreaseBound, horizons
 from theory.errors import count
 from theory.points import Array
 from theory.trajectory import Constants, Trajectory
 
 
-class CircumradiusBound(Bound):
+class CircumradiusBound(DecreaseBound):
     """Average gap with one step size below 1, in terms of the circumradius R: for norm balls half the constant of Theorem A.
 
     Setting: as in `FixedStepBound`, with a Euclidean norm; K lies in the ball of radius R around c.
@@ -30,12 +28,21 @@ class CircumradiusBound(Bound):
 
     Algorithm: `theory.frank_wolfe` with `Centred`.
 
-    Proof: for every t, ``|W_{t+1} - c|^2 = (1 - eta)|W_t - c|^2 + eta |V_t - c|^2 - eta (1 - eta)|W_t - V_t|^2``. Divided by
-        eta and summed, ``(1 - eta) sum |W_t - V_t|^2 = (|W_1 - c|^2 - |W_{T+1} - c|^2)/eta + sum (|V_t - c|^2 - |W_t - c|^2) <=
-        |W_1 - c|^2/eta + T R^2``. Insert this in the sum of (*). The tuned steps minimise ``a/eta + b/(1 - eta) - b``, whose
-        least value is ``(sqrt a + sqrt b)^2 - b``, at ``eta = sqrt a/(sqrt a + sqrt b)``.
+    Proof: for every t,
+    ``|W_{t+1} - c|^2 = (1 - eta)|W_t - c|^2 + eta |V_t - c|^2 - eta (1 - eta)|W_t - V_t|^2``. Divided by eta and summed::
+
+        (1 - eta) sum |W_t - V_t|^2 = (|W_1 - c|^2 - |W_{T+1} - c|^2)/eta + sum (|V_t - c|^2 - |W_t - c|^2)
+                                   <= |W_1 - c|^2/eta + T R^2
+
+    Insert this in the sum of (*). The tuned steps minimise ``a/eta + b/(1 - eta) - b``, whose least value is
+    ``(sqrt a + sqrt b)^2 - b``, at ``eta = sqrt a/(sqrt a + sqrt b)``.
 
     Reference: derived in this project. For beta = 0 the second term vanishes and eta = 1 is allowed.
+
+    Example:
+        >>> c = Constants(1.0, 2.0, 1.0, initial_gap=2.0, oscillation=2.0, start_distance=0.0)
+        >>> CircumradiusBound().value(16, c)
+        0.625
     """
 
     name = "Theorem C (circumradius)"
@@ -44,39 +51,14 @@ class CircumradiusBound(Bound):
     requires = (Static(), FrankWolfeStep(or_lower=False), ConstantStep(below_one=True))
 
     def value(self, T: int, constants: Constants, eps: float = 0.0) -> float:
-        """``R sqrt(2 M beta/T) + M/T`` from the centre; plus eps.
-
-        Args:
-            T: iterations.
-            constants: of the problem.
-            eps: mean shortfall of the oracle.
-
-        Returns:
-            The right-hand side.
-
-        Example:
-            >>> c = Constants(1.0, 2.0, 1.0, initial_gap=2.0, oscillation=2.0, start_distance=0.0)
-            >>> CircumradiusBound().value(16, c)
-            0.625
-        """
+        """``R sqrt(2 M beta/T) + M/T`` from the centre; plus eps."""
         a, p = constants.initial_gap / count("T", T), constants.beta * constants.radius**2 / 2
         if constants.start_distance == 0:
             return 2 * sqrt(a * p) + a + eps
         return (sqrt(a) + sqrt(p * (1 + 1 / T))) ** 2 - p + eps
 
-    def measured(self, run: Trajectory) -> Array:
-        """Mean gap."""
-        return run.running_mean("gap")
-
-    def guaranteed(self, run: Trajectory) -> Array:
-        """With M."""
-        return self._with(run, np.full(len(run), run.constants.initial_gap))
-
-    def on_trajectory(self, run: Trajectory) -> Array:
-        """With h'."""
-        return self._with(run, decrease(run))
-
-    def _with(self, run: Trajectory, fall: Array) -> Array:
+    def given(self, run: Trajectory, fall: Array) -> Array:
+        """``fall/(eta t) + beta (|W_1 - c|^2/(eta t) + R^2) eta/(2(1 - eta)) + mean eps``."""
         eta, t, c = run.iterations[0].eta, horizons(run), run.constants
         spread = c.beta * (c.start_distance**2 / (eta * t) + c.radius**2) * eta / (2 * (1 - eta)) if c.beta > 0 else 0.0
         return fall / (eta * t) + spread + run.running_mean("eps")

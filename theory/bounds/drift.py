@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from theory.bounds.assumptions import FixedOrShortStep, FrankWolfeStep
-from theory.bounds.bound import Bound, TightExample, decrease, horizons
+from theory.bounds.bound import DecreaseBound, TightExample, horizons
 from theory.bounds.huber import phi_inverse
 from theory.errors import ArgumentError, count
 from theory.points import Array
@@ -14,18 +14,19 @@ from theory.step_sizes import Fixed, LineSearch, ShortStep
 from theory.trajectory import Constants, Trajectory
 
 
-class DriftBound(Bound):
+class DriftBound(DecreaseBound):
     """Average gap where iteration t uses its own loss L_t, each upper smooth with the same beta.
 
     Setting: as in `FixedStepBound` with L_t for L; ``Delta+ = sum_{t<T} sup_K (L_{t+1} - L_t)^+``, Delta- likewise;
     ``L_1(W_1) - min L_1 <= M``.
 
-    Guarantee (tight at T = 2): with S the sum of decreases,
-    ``S = sum [L_t(W_t) - L_t(W_{t+1})] = L_1(W_1) - L_T(W_{T+1}) + sum_{t<T} (L_{t+1} - L_t)(W_{t+1}) <= M + Delta+ +
-    Delta-``::
+    Guarantee (tight at T = 2): with S the sum of decreases::
 
         fixed step:   1/T sum g_t <= S/(eta T) + beta D^2 eta/2 + mean eps
         short step:   1/T sum g_t <= phi^{-1}(S/T) + mean eps
+
+        S = sum [L_t(W_t) - L_t(W_{t+1})]
+          = L_1(W_1) - L_T(W_{T+1}) + sum_{t<T} (L_{t+1} - L_t)(W_{t+1}) <= M + Delta+ + Delta-
 
     S is known from the trace alone. With eta tuned to ``M + Delta+ + Delta-``, or with the short step, which need not know
     them, the rate is Theorem A's with that in place of M: it vanishes where ``Delta = o(T)``. With eta tuned to M alone it is
@@ -37,7 +38,7 @@ class DriftBound(Bound):
     ``L_1(W_1) - L_T(W_{T+1}) <= M + Delta-``; the other sum is at most Delta+.
 
     Reference: the remark after Theorem 4.1 of arXiv 2401.04151 ("sublinear drift suffices"), made precise; derived in this
-        project.
+    project.
 
     Args:
         up: Delta+ over the horizon that `value` is asked for.
@@ -59,24 +60,17 @@ class DriftBound(Bound):
         fall = constants.initial_gap + self.up + self.down
         return float(phi_inverse(fall / count("T", T), constants.curvature)) + eps
 
-    def measured(self, run: Trajectory) -> Array:
-        """Mean gap, each of its own loss."""
-        return run.running_mean("gap")
-
     def guaranteed(self, run: Trajectory) -> Array:
         """With the suprema: before iteration t the loss has moved t - 1 times."""
         moved = np.append(0.0, (run.column("drift.up") + run.column("drift.down")).cumsum()[:-1])
-        return self._with(run, run.constants.initial_gap + moved)
-
-    def on_trajectory(self, run: Trajectory) -> Array:
-        """With S."""
-        return self._with(run, decrease(run))
+        return self.given(run, run.constants.initial_gap + moved)
 
     def tight_example(self) -> TightExample:
         """Two whole steps on a triangle whose linear loss moves in between."""
         return TightExample(WorstDrift(), Fixed(), 2)
 
-    def _with(self, run: Trajectory, fall: Array) -> Array:
+    def given(self, run: Trajectory, fall: Array) -> Array:
+        """``fall/(eta t) + beta D^2 eta/2 + mean eps`` for a constant step, else ``phi^{-1}(fall/t) + mean eps``."""
         t, C = horizons(run), run.constants.curvature
         if not isinstance(run.step_size, ShortStep | LineSearch):
             eta = run.iterations[0].eta

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from theory.bounds.assumptions import ConstantStep, FrankWolfeStep, Static
-from theory.bounds.bound import Bound, TightExample, decrease, horizons
+from theory.bounds.bound import DecreaseBound, TightExample, horizons
 from theory.bounds.huber import phi_inverse
 from theory.errors import count
 from theory.points import Array
@@ -14,11 +12,12 @@ from theory.step_sizes import Fixed
 from theory.trajectory import Constants, Trajectory
 
 
-class FixedStepBound(Bound):
+class FixedStepBound(DecreaseBound):
     """Average gap of Frank-Wolfe with one step size, on a loss that need not be convex.
 
-    Setting: K compact and convex with diameter D; L upper smooth on K, ``L(Y) <= L(X) + <grad L(X), Y - X> + beta/2 |Y -
-        X|^2``; an oracle with ``<V_t, G_t> <= min_K <V, G_t> + eps_t``; ``h' = L(W_1) - L(W_{T+1}) <= M``.
+    Setting: K compact and convex with diameter D; L upper smooth on K,
+    ``L(Y) <= L(X) + <grad L(X), Y - X> + beta/2 |Y - X|^2``; an oracle with ``<V_t, G_t> <= min_K <V, G_t> + eps_t``;
+    ``h' = L(W_1) - L(W_{T+1}) <= M``.
 
     Guarantee (tight at T = 1, where beta = 0 at every T, and with h' wherever eta = 1): for every eta in (0, 1],
     ``1/T sum g_t <= h'/(eta T) + beta D^2 eta/2 + 1/T sum eps_t``. With ``eta = min(1, sqrt(2M/(beta D^2 T)))``::
@@ -36,7 +35,12 @@ class FixedStepBound(Bound):
     minimiser exceeds 1.
 
     Reference: Theorem 4.1 of arXiv 2401.04151, whose printed form is `PrintedBound`; Lacoste-Julien 2016. The constant sqrt 2
-        and the branch for small T are derived in this project.
+    and the branch for small T are derived in this project.
+
+    Example:
+        >>> c = Constants(1.0, 1.0, 0.5, initial_gap=2.0, oscillation=2.0, start_distance=0.0)
+        >>> FixedStepBound().value(16, c), FixedStepBound().value(1, c)
+        (0.5, 2.5)
     """
 
     name = "Theorem A (fixed step)"
@@ -45,39 +49,14 @@ class FixedStepBound(Bound):
     requires = (Static(), FrankWolfeStep(), ConstantStep())
 
     def value(self, T: int, constants: Constants, eps: float = 0.0) -> float:
-        """``sqrt(2 M beta) D/sqrt T``, or ``M/T + beta D^2/2`` for small T; plus eps.
-
-        Args:
-            T: iterations.
-            constants: of the problem.
-            eps: mean shortfall of the oracle.
-
-        Returns:
-            The right-hand side.
-
-        Example:
-            >>> c = Constants(1.0, 1.0, 0.5, initial_gap=2.0, oscillation=2.0, start_distance=0.0)
-            >>> FixedStepBound().value(16, c), FixedStepBound().value(1, c)
-            (0.5, 2.5)
-        """
+        """``sqrt(2 M beta) D/sqrt T``, or ``M/T + beta D^2/2`` for small T; plus eps."""
         return float(phi_inverse(constants.initial_gap / count("T", T), constants.curvature)) + eps
-
-    def measured(self, run: Trajectory) -> Array:
-        """Mean gap."""
-        return run.running_mean("gap")
-
-    def guaranteed(self, run: Trajectory) -> Array:
-        """With M."""
-        return self._with(run, np.full(len(run), run.constants.initial_gap))
-
-    def on_trajectory(self, run: Trajectory) -> Array:
-        """With h'."""
-        return self._with(run, decrease(run))
 
     def tight_example(self) -> TightExample:
         """One step on an interval."""
         return TightExample(WorstCase(), Fixed(), 1)
 
-    def _with(self, run: Trajectory, fall: Array) -> Array:
+    def given(self, run: Trajectory, fall: Array) -> Array:
+        """``fall/(eta t) + beta D^2 eta/2 + mean eps``."""
         eta = run.iterations[0].eta
         return fall / (eta * horizons(run)) + run.constants.curvature * eta / 2 + run.running_mean("eps")

@@ -18,13 +18,13 @@ from theory.trajectory import Constants, Trajectory
 class PrintedBound(Bound):
     """The statement of arXiv 2401.04151, Theorem 4.1: ``1/T sum g_t <= 2 sqrt(M beta) D/sqrt T + eps`` for every T.
 
-    Setting: as in `FixedStepBound`; the paper leaves open the norm, the step size, and whether M bounds ``|L|`` or ``L(W_1) -
-        min L``.
+    Setting: as in `FixedStepBound`; the paper leaves open the norm, the step size, and whether M bounds ``|L|`` or
+    ``L(W_1) - min L``.
 
     Guarantee (refuted for small T, upper beyond): with ``h_1 <= M`` and the best fixed step, the worst case is that of Theorem
-    A. For ``T >= 2M/(beta D^2)`` that is ``sqrt 2 sqrt(M beta) D/sqrt T``, below the printed 2. For smaller T it is ``M/T +
-    beta D^2/2``, which exceeds the printed value if and only if ``M/(beta D^2 T) > (1 + 1/sqrt 2)^2 = 2.914``: with ``x^2 =
-    M/(beta D^2 T)``, ``x^2 + 1/2 > 2x``.
+    A. For ``T >= 2M/(beta D^2)`` that is ``sqrt 2 sqrt(M beta) D/sqrt T``, below the printed 2. For smaller T it is
+    ``M/T + beta D^2/2``, which exceeds the printed value if and only if ``M/(beta D^2 T) > (1 + 1/sqrt 2)^2 = 2.914``: with
+    ``x^2 = M/(beta D^2 T)``, ``x^2 + 1/2 > 2x``.
 
     Algorithm: `theory.frank_wolfe` with `Fixed`.
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from theory.bounds.assumptions import FrankWolfeStep, ShortStepOrBetter, Static
-from theory.bounds.bound import Bound, TightExample, decrease, horizons
+from theory.bounds.bound import DecreaseBound, TightExample, horizons
 from theory.bounds.huber import phi_inverse
 from theory.errors import count
 from theory.points import Array
@@ -14,7 +12,7 @@ from theory.step_sizes import ShortStep
 from theory.trajectory import Constants, Trajectory
 
 
-class ShortStepBound(Bound):
+class ShortStepBound(DecreaseBound):
     """Average gap with ``eta_t = clip(ghat_t/(beta |V_t - W_t|^2), 0, 1)``, ``ghat_t = <G_t, W_t - V_t>``.
 
     Setting: as in `FixedStepBound`; the rule knows beta and nothing else.
@@ -41,21 +39,10 @@ class ShortStepBound(Bound):
         """``sqrt(2 M beta) D/sqrt T``, or ``M/T + beta D^2/2`` for small T; plus eps."""
         return float(phi_inverse(constants.initial_gap / count("T", T), constants.curvature)) + eps
 
-    def measured(self, run: Trajectory) -> Array:
-        """Mean gap."""
-        return run.running_mean("gap")
-
-    def guaranteed(self, run: Trajectory) -> Array:
-        """With M."""
-        return self._with(run, np.full(len(run), run.constants.initial_gap))
-
-    def on_trajectory(self, run: Trajectory) -> Array:
-        """With h'."""
-        return self._with(run, decrease(run))
-
     def tight_example(self) -> TightExample:
         """One step on an interval."""
         return TightExample(WorstCase(), ShortStep(), 1)
 
-    def _with(self, run: Trajectory, fall: Array) -> Array:
+    def given(self, run: Trajectory, fall: Array) -> Array:
+        """``phi^{-1}(fall/t) + mean eps``."""
         return phi_inverse(fall / horizons(run), run.constants.curvature) + run.running_mean("eps")

@@ -17,9 +17,9 @@ from theory.sets import NuclearBall
 class Sensing(FiniteSum):
     """``L(W) = 1/(2m) sum_i (a_i^T W b_i - y_i)^2`` on the nuclear ball.
 
-    beta is the largest eigenvalue of the m x m Gram matrix of the measurements over m; as ``<a_i b_i^T, a_j b_j^T> = (a_i^T
-    a_j) (b_i^T b_j)``, that is ``lambda_max((A A^T) o (B B^T))/m``. Convex, quadratic, smooth everywhere; only products are
-    taken.
+    beta is the largest eigenvalue of the m x m Gram matrix of the measurements over m; as
+    ``<a_i b_i^T, a_j b_j^T> = (a_i^T a_j) (b_i^T b_j)``, that is ``lambda_max((A A^T) o (B B^T))/m``. Convex, quadratic, smooth
+    everywhere; only products are taken.
 
     Args:
         A: left measurement vectors, ``(m, d)``.

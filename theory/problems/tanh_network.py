@@ -19,8 +19,9 @@ class TanhNetwork(FiniteSum):
     """``L(W) = 1/(2n) sum_i (a^T tanh(W x_i) - y_i)^2`` on the nuclear ball, the output weights a fixed.
 
     Along D the curvature is ``mean [(a^T (tanh' o D x))^2 + (f - y) sum_j a_j tanh''_j (D x)_j^2]``. With ``tanh' <= 1``,
-    ``|f| <= |a|_1`` and `TANH_BEND`: ``beta = |a|^2 lambda_max(mean x x^T) + TANH_BEND |a|_inf lambda_max(mean (|a|_1 + |y|) x
-    x^T)``, on the whole space. An upper bound, not attained. ``0 <= L <= mean (|a|_1 + |y|)^2/2``.
+    ``|f| <= |a|_1`` and `TANH_BEND`:
+    ``beta = |a|^2 lambda_max(mean x x^T) + TANH_BEND |a|_inf lambda_max(mean (|a|_1 + |y|) x x^T)``, on the whole space. An
+    upper bound, not attained. ``0 <= L <= mean (|a|_1 + |y|)^2/2``.
 
     Args:
         a: output weights, ``(d,)``.
