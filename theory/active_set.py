@@ -12,7 +12,7 @@ from time import perf_counter
 
 import numpy as np
 
-from theory.errors import count
+from theory.errors import ArgumentError, count
 from theory.frank_wolfe import checked_eta
 from theory.points import Array, dense, distance, inner
 from theory.problems.problem import Problem, Segment
@@ -78,12 +78,12 @@ class Away(Move):
 
     def end(self, active: ActiveSet, W: Array, G: Array, V: int, away: int) -> Array:
         """The vertex; or, along ``W - a`` until a has no weight left, ``(W - alpha a)/(1 - alpha)``."""
-        here, alpha = inner(G, W), active.weights[away]
-        unit = np.eye(len(active.atoms))
+        here = inner(G, W)
+        unit, others = np.eye(len(active.atoms)), np.where(np.arange(len(active.atoms)) == away, 0.0, active.weights)
         towards, from_worst = here - inner(G, active.atoms[V]), inner(G, active.atoms[away]) - here
-        if towards >= from_worst or alpha >= 1:
+        if towards >= from_worst or not others.any():
             return unit[V]
-        return (active.weights - alpha * unit[away]) / (1 - alpha)
+        return others / others.sum()
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,9 @@ def active_set_frank_wolfe(problem: Problem, move: Move, step_size: StepSize, st
     Returns:
         The run; `distance` is that of the move's end from W, `rank` the number of atoms.
 
+    Raises:
+        ArgumentError: T is not positive, or the problem drifts.
+
     Example:
         >>> from theory.problems import Completion
         >>> from theory.sets import Simplex
@@ -123,6 +126,8 @@ def active_set_frank_wolfe(problem: Problem, move: Move, step_size: StepSize, st
         True
     """
     T, K = count("steps", steps), problem.constraint
+    if problem.drifts:
+        raise ArgumentError(f"`problem` must stand still, and {problem!r} drifts: use `frank_wolfe`.")
     active = ActiveSet(dense(K.lmo(problem.gradient(K.centre))))
     W = active.point()
     run = Trajectory(move.name, problem, step_size, problem.constants(W), start_rank=1)

@@ -38,7 +38,7 @@ def chain(
         problem: a loss on matrices whose constants hold on the whole space; its set is not used.
         link: who finds the next link.
         steps: T, the number of links.
-        start: W_1; None takes the problem's own.
+        start: W_1, any matrix; None takes the problem's own.
         seed: of all draws.
         on_iteration: told each record as it is made.
 
@@ -46,7 +46,7 @@ def chain(
         The run, with `gap` nan.
 
     Raises:
-        ArgumentError: T is not positive, or the problem is not about matrices or not smooth everywhere.
+        ArgumentError: T is not positive, the start is no matrix of its shape, or the problem is of another kind.
 
     Example:
         >>> from theory.links import TruncatedStep
@@ -63,7 +63,7 @@ def chain(
             f"`chain(problem=...)` needs a loss on matrices that stands still and whose constants hold on the whole space, and "
             f"{problem!r} is none: use `frank_wolfe`."
         )
-    W = dense(problem.admit(start))
+    W = dense(problem.point(start))
     run = Trajectory("chain", problem, link, problem.constants(W), start_rank=problem.rank(W))
     loss = problem.loss(W)
 

@@ -15,6 +15,10 @@ class AssumptionError(TheoryError):
     """A bound was asked about a run or a problem that does not meet its assumptions: it has nothing to say."""
 
 
+class ConvergenceError(TheoryError):
+    """An iterative computation did not reach the accuracy that its answer promises."""
+
+
 def positive(argument: str, value: float) -> float:
     """`value` as a float.
 
@@ -49,7 +53,26 @@ def unit_interval(argument: str, value: float) -> float:
     """
     number = _number(argument, value)
     if not 0 < number <= 1:
-        raise ArgumentError(f"`{argument}` must be above 0 and at most 1 (W + eta (V - W) stays in the set), and is {value!r}.")
+        raise ArgumentError(f"`{argument}` must be above 0 and at most 1, and is {value!r}.")
+    return number
+
+
+def at_least_zero(argument: str, value: float) -> float:
+    """`value` as a float.
+
+    Args:
+        argument: its name as the user typed it.
+        value: a number.
+
+    Returns:
+        The number.
+
+    Raises:
+        ArgumentError: it is not a finite number of at least zero.
+    """
+    number = _number(argument, value)
+    if not 0 <= number < float("inf"):
+        raise ArgumentError(f"`{argument}` must be finite and at least 0, and is {value!r}.")
     return number
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from theory.corrections import Correction
-from theory.errors import count, unit_interval
+from theory.errors import ArgumentError, count
 from theory.gradients import Full, Gradient
 from theory.oracles import Exact, Oracle, shortfall
 from theory.points import distance, inner, toward
@@ -90,10 +90,10 @@ def frank_wolfe(
         rank = problem.rank(W)
 
         W = toward(W, V, eta)  # (A3)
-        if correction is not None:
-            W = correction.apply(L, W, t)
-
         after, following = L.loss(W), problem.at(t + 1)
+        if correction is not None:
+            W, after = corrected(correction, L, W, after, t)
+
         drift = Drift(*problem.drift(t), here=following.loss(W) - after) if following is not L and t < T else Drift()
         # g_t = <G, W - V> + (<G, V> - min_K <G, .>) = ghat_t + eps_t
         record = Iteration(t, loss, ghat + eps, eps, eta, length, perf_counter() - began, answer.calls, rank, drift=drift)
@@ -104,6 +104,35 @@ def frank_wolfe(
 
     run.final, run.final_loss = W, loss
     return run
+
+
+def corrected(correction: Correction, L: Problem, W: Any, loss: float, t: int) -> tuple[Any, float]:
+    """The correction's point and its loss.
+
+    Args:
+        correction: what follows the step.
+        L: the loss.
+        W: the point after the step.
+        loss: at W.
+        t: the iteration.
+
+    Returns:
+        A point of the set with a loss at most `loss`, and its loss.
+
+    Raises:
+        ArgumentError: the correction broke its promise: the loss rose, or the point lies outside.
+    """
+    better = correction.apply(L, W, t)
+    if better is W:
+        return W, loss
+    after = L.loss(better)
+    if not after <= loss:
+        raise ArgumentError(
+            f"{correction!r} raised the loss from {loss!r} to {after!r} at t = {t}: return W where nothing is better."
+        )
+    if not L.contains(better, tolerance=1e-8):
+        raise ArgumentError(f"{correction!r} left {L.constraint!r} at t = {t}: scale its point back into the set.")
+    return better, after
 
 
 def checked_eta(step_size: StepSize, step: Step) -> float:
@@ -120,6 +149,9 @@ def checked_eta(step_size: StepSize, step: Step) -> float:
         ArgumentError: it lies outside, or is no number.
     """
     eta = step_size.eta(step)
-    if eta != 0:
-        unit_interval(f"eta of {step_size!r} at t = {step.t}", eta)
+    if not 0 <= eta <= 1:
+        raise ArgumentError(
+            f"{step_size!r} gave eta = {eta!r} at t = {step.t}, and must give a number from 0 to 1, so that W + eta (V - W) "
+            "stays in the set."
+        )
     return eta

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from math import inf
 from typing import Any
 
 import numpy as np
 
-from theory.errors import ArgumentError, count
+from theory.errors import ArgumentError, at_least_zero, count
 from theory.points import Array
 from theory.problems.problem import FiniteSum, Problem
 
@@ -46,8 +45,7 @@ class Noisy(Gradient):
     deviation: float
 
     def __post_init__(self) -> None:
-        if not 0 <= self.deviation < inf:
-            raise ArgumentError(f"`Noisy(deviation=...)` must be finite and at least 0, and is {self.deviation!r}.")
+        at_least_zero("Noisy(deviation=...)", self.deviation)
 
     def at(self, problem: Problem, W: Any, G: Array, rng: np.random.Generator) -> Array:
         """G with noise."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from theory.points import Iterate
+from theory.errors import AssumptionError
 from theory.trajectory import Trajectory
 
 ROUNDING = 1e-10
@@ -25,7 +25,12 @@ def violations(run: Trajectory) -> list[str]:
 
     Returns:
         A sentence for each line that is violated, naming the first iteration; none where all is well.
+
+    Raises:
+        AssumptionError: the run was made by another method, whose moves are others.
     """
+    if run.method != "Frank-Wolfe":
+        raise AssumptionError(f"`violations(run)` is about runs of `frank_wolfe`, and this one was made by {run.method}.")
     return [f"{words} at t = {t}" for words, t in _found(run)]
 
 
@@ -38,16 +43,16 @@ def _found(run: Trajectory) -> Iterator[tuple[str, int]]:
         "the one-step inequality fails": run.losses_after() - promised,
         "the gap is negative": -gap,
         "the shortfall is negative": -eps,
-        "the vertex lies farther than the diameter": (far - constants.diameter) * constants.beta,
     }
     if run.problem.convex and not run.problem.drifts and not np.isnan(constants.lowest):
         checks["the gap is below the primal error"] = loss - constants.lowest - gap
     for words, excess in checks.items():
-        yield from _first(words, excess > ROUNDING * size)
-    yield from _first("the step size lies outside [0, 1]", (eta < 0) | (eta > 1))
+        yield from _first(words, ~(excess <= ROUNDING * size))
+    yield from _first("the vertex lies farther than the diameter", ~(far <= constants.diameter * (1 + ROUNDING)))
+    yield from _first("the step size lies outside [0, 1]", ~((eta >= 0) & (eta <= 1)))
     if not run.corrected:
         yield from _first("the rank grew too fast", run.column("rank") > run.start_rank + K.atom_rank * np.arange(len(run)))
-    if not isinstance(run.final, Iterate) and not K.contains(run.final, tolerance=1e-8):
+    if not run.problem.contains(run.final, tolerance=1e-8):
         yield "the run left its set", len(run) + 1
 
 

@@ -110,6 +110,10 @@ class BestLink(LinkSolver):
     most: int = 200
     never_worse = True
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        count("BestLink(most=...)", self.most)
+
     def link(self, problem: Problem, W: Array, G: Array, rng: np.random.Generator) -> Array:
         """The better of the truncated step and what training makes of it."""
         truncated = TruncatedStep(self.rank)

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from theory.errors import ArgumentError, count, positive, unit_interval
+from theory.errors import ArgumentError, at_least_zero, count, positive, unit_interval
 from theory.lanczos import top_singular_pair
 from theory.points import LowRank, dense, distance, inner
 from theory.sets import ConvexSet, NuclearBall, Product
@@ -66,8 +66,7 @@ class Blunted(Oracle):
     eps: float
 
     def __post_init__(self) -> None:
-        if not 0 <= self.eps < inf:
-            raise ArgumentError(f"`Blunted(eps=...)` must be finite and at least 0, and is {self.eps!r}.")
+        at_least_zero("Blunted(eps=...)", self.eps)
 
     def open(self, K: ConvexSet, rng: np.random.Generator) -> Ask:
         """Answers with the eps that each really has."""
@@ -107,6 +106,7 @@ class Lanczos(Oracle):
 
     def __post_init__(self) -> None:
         count("Lanczos(steps=...)", self.steps)
+        at_least_zero("Lanczos(tolerance=...)", self.tolerance)
         positive("Lanczos(noise=...)", self.noise)
         unit_interval("Lanczos(doubt=...)", self.doubt)
 
@@ -176,7 +176,7 @@ class Lazy(Oracle):
             if best is not None and here - inner(G, best) >= promise / self.factor:
                 return Answer(best, shortfall(K, G, best), calls=0)
             V = K.lmo(G)
-            if all(distance(V, dense(old)) > 1e-12 * K.diameter for old in seen):
+            if all(distance(V, old) > 1e-7 * K.diameter for old in seen):
                 seen[:] = [*seen, V][-self.memory :]
             gap = here - inner(G, V)
             if gap < promise / self.factor:

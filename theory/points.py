@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from theory.errors import ArgumentError
+
 Array: TypeAlias = NDArray[np.float64]
 Indices: TypeAlias = NDArray[np.int64]
 
@@ -75,9 +77,13 @@ class LowRank:
         """``<G, X> = sum_i s_i u_i^T G v_i`` for an array, a sparse matrix or a linear operator."""
         return float(np.einsum("ir,r,ir->", self.U, self.s, G @ self.V))
 
+    def meets(self, other: LowRank) -> float:
+        """``<X, Y> = s^T ((U^T U_Y) o (V^T V_Y)) s_Y``, from products of factors."""
+        return float(self.s @ ((self.U.T @ other.U) * (self.V.T @ other.V)) @ other.s)
+
     def norm(self) -> float:
-        """``|X|_F`` from the r x r products ``U^T U`` and ``V^T V``."""
-        return float(np.sqrt(max(0.0, self.s @ ((self.U.T @ self.U) * (self.V.T @ self.V)) @ self.s)))
+        """``|X|_F``."""
+        return float(np.sqrt(max(0.0, self.meets(self))))
 
     def dense(self) -> Array:
         """The matrix."""
@@ -103,6 +109,40 @@ def toward(W: Array | Iterate, V: Array | LowRank, eta: float) -> Any:
     return W.toward(V, eta) if isinstance(W, Iterate) else W + eta * (dense(V) - W)  # pyright: ignore[reportArgumentType]
 
 
-def distance(V: Array | LowRank, W: Array | Iterate) -> float:
-    """``|V - W|_F``."""
-    return W.distance(V) if isinstance(W, Iterate) else float(np.linalg.norm(dense(V) - W))  # pyright: ignore[reportArgumentType]
+def distance(V: Array | LowRank, W: Array | LowRank | Iterate) -> float:
+    """``|V - W|_F``; of two matrices in factors without writing either out, to about ``1e-8`` of their norms."""
+    if isinstance(V, LowRank) and isinstance(W, LowRank):
+        return float(np.sqrt(max(0.0, V.meets(V) - 2 * V.meets(W) + W.meets(W))))
+    return W.distance(V) if isinstance(W, Iterate) else float(np.linalg.norm(dense(V) - dense(W)))  # pyright: ignore[reportArgumentType]
+
+
+def real_array(argument: str, value: Any, axes: int | None = None, shape: tuple[int, ...] | None = None) -> Array:
+    """`value` as a float64 array.
+
+    Args:
+        argument: its name, for the message.
+        value: real numbers.
+        axes: how many it must have; None takes any number.
+        shape: what it must have; None takes any.
+
+    Returns:
+        The array: `value` itself where it is one.
+
+    Raises:
+        ArgumentError: it has other axes or another shape, or an entry is complex, nan or infinite.
+
+    Example:
+        >>> real_array("`y`", [1, 2], axes=1).dtype.name
+        'float64'
+    """
+    array = np.asarray(value)
+    if array.dtype.kind not in "fiub":
+        raise ArgumentError(f"{argument} must hold real numbers, and holds {array.dtype}.")
+    if shape is not None and array.shape != shape:
+        raise ArgumentError(f"{argument} must have shape {shape}, and has {array.shape}.")
+    if (axes is not None and array.ndim != axes) or array.size == 0:
+        kind = {1: "a vector", 2: "a matrix"}.get(axes or 0, "an array")
+        raise ArgumentError(f"{argument} must be {kind} that is not empty, and has shape {array.shape}.")
+    if not np.isfinite(array).all():
+        raise ArgumentError(f"{argument} must be finite, and has nan or infinite entries.")
+    return array.astype(float, copy=False)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from math import inf, sqrt
+from math import sqrt
 from typing import Protocol
 
 from scipy.optimize import minimize_scalar
 
-from theory.errors import ArgumentError, unit_interval
+from theory.errors import at_least_zero, unit_interval
 from theory.trajectory import Constants
 
 
-class Segment(Protocol):
+class Line(Protocol):
     """The loss between the point and the vertex."""
 
     @property
@@ -44,7 +44,7 @@ class Step:
     ghat: float
     distance: float
     constants: Constants
-    along: Segment
+    along: Line
 
 
 class StepSize(ABC):
@@ -67,7 +67,7 @@ def best_fixed(initial_gap: float, curvature: float, T: int) -> float:
         T: iterations.
 
     Returns:
-        eta*.
+        eta*; 0 for M = 0, where the start is a minimiser and no step is to be taken.
 
     Example:
         >>> best_fixed(2.0, 1.0, 16)
@@ -92,8 +92,7 @@ class Fixed(StepSize):
     def __post_init__(self) -> None:
         if self.value is not None:
             unit_interval("Fixed(value=...)", self.value)
-        if not 0 <= self.drift < inf:
-            raise ArgumentError(f"`Fixed(drift=...)` must be finite and at least 0, and is {self.drift!r}.")
+        at_least_zero("Fixed(drift=...)", self.drift)
 
     def eta(self, step: Step) -> float:
         """The same for every t."""
@@ -153,14 +152,14 @@ class OpenLoop(StepSize):
 
 @dataclass(frozen=True)
 class LineSearch(StepSize):
-    """The minimiser of the loss along the segment; never worse than the short step, so that Theorem D holds for it.
+    """A minimiser of the loss along the segment; never worse than the short step, so that Theorem D holds for it.
 
-    Exact where the loss is quadratic along lines; elsewhere Brent's method, whose answer is taken only if it beats the short
-    step's.
+    Exact where the loss is quadratic along lines; elsewhere a local minimiser, found by Brent's method and taken only if it
+    beats the short step.
     """
 
     def eta(self, step: Step) -> float:
-        """``argmin_{[0, 1]} L(W + eta (V - W))``."""
+        """Where ``L(W + eta (V - W))`` is least, or locally so."""
         bend = step.along.curvature
         if bend is not None and bend > 0:
             return min(1.0, max(0.0, step.ghat / bend))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from theory.errors import ArgumentError
+from theory.errors import ArgumentError, at_least_zero
 from theory.points import Array
 
 
@@ -36,8 +36,7 @@ class Constants:
 
     def __post_init__(self) -> None:
         for name in ("beta", "diameter", "radius", "initial_gap", "oscillation", "start_distance"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ArgumentError(f"`Constants({name}=...)` must be finite and at least 0, and is {getattr(self, name)!r}.")
+            at_least_zero(f"Constants({name}=...)", getattr(self, name))
 
     @property
     def curvature(self) -> float:
@@ -153,8 +152,13 @@ class Trajectory:
 
         Returns:
             The copy.
+
+        Raises:
+            ArgumentError: there is no such iteration.
         """
         iterations = list(self.iterations)
+        if not 1 <= t <= len(iterations):
+            raise ArgumentError(f"`altered(t=...)` must be an iteration of the run, from 1 to {len(iterations)}, and is {t!r}.")
         iterations[t - 1] = replace(iterations[t - 1], **changes)
         return replace(self, iterations=iterations)
 

@@ -80,7 +80,7 @@ def build(folder: RunFolder) -> str:
     example = ", ".join(f"{ratio:.4f} at T = {T:,}" for T, ratio in zip(LIMIT, limit_ratios(M), strict=True))
     page.paragraph(
         "One explicit loss, a convex quadratic on the l1 ball or, on diagonal matrices, on the nuclear ball, attains Theorem C "
-        f"from the centre ever more closely: {example}. No fixed step has a smaller constant than sqrt 2 R in front of "
+        f"from the centre ever more closely: {example}. With that step no constant below sqrt 2 R is possible in front of "
         "sqrt(M beta)/sqrt T."
     )
     page.heading("Repeat it")

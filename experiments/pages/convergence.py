@@ -76,7 +76,7 @@ def build(folder: RunFolder) -> str:
 def findings(rows: Rows) -> list[str]:
     """What the runs say, in sentences."""
     found = violations(rows)
-    checks = sum(len(row["theorems"]) for row in rows)
+    checks = sum(name != PRINTED for row in rows for name in row["theorems"])
     theorems = {name for row in rows for name in row["theorems"]} - {PRINTED}
     where = f"in {checks} checks of {len(theorems)} theorems on {len(names(rows))} testbeds, at every t of every run"
     said = [f"Violations: {'; '.join(found)}." if found else f"Violations: none, {where}."]
@@ -88,7 +88,7 @@ def findings(rows: Rows) -> list[str]:
             )
     broken = sorted({row["testbed"] for row in rows if PRINTED in row["theorems"] and row["theorems"][PRINTED]["violations"]})
     if broken:
-        said.append(f"{PRINTED}: violated on {', '.join(broken)}, as it must be: it forgets that a step size is at most 1.")
+        said.append(f"{PRINTED}: violated on {', '.join(broken)}. It is listed for comparison and counted nowhere else.")
     return said
 
 

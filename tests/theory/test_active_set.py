@@ -7,10 +7,10 @@ import pytest
 
 from theory.active_set import ActiveSet, Away, Move, Pairwise, active_set_frank_wolfe
 from theory.bounds import FixedStepBound
-from theory.errors import AssumptionError
+from theory.errors import ArgumentError, AssumptionError
 from theory.frank_wolfe import frank_wolfe
 from theory.points import dense
-from theory.problems import Completion, Indefinite
+from theory.problems import Completion, DriftingCompletion, Indefinite
 from theory.sets import ConvexSet, L1Ball, NuclearBall, Simplex
 from theory.step_sizes import Fixed, LineSearch, ShortStep, StepSize
 
@@ -67,6 +67,11 @@ def test_the_active_set_is_a_convex_combination():
     active.replace(np.array([0.0, 2.0]))
     assert len(active.atoms) == 1
     assert active.weights.sum() == 1.0
+
+
+def test_a_drifting_loss_is_refused():
+    with pytest.raises(ArgumentError, match="must stand still"):
+        active_set_frank_wolfe(DriftingCompletion.draw(0, (4, 3)), Away(), ShortStep(), 3)
 
 
 def test_bounds_about_the_plain_step_say_nothing_about_other_moves():

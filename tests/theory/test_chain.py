@@ -10,7 +10,7 @@ from theory.chain import chain
 from theory.errors import ArgumentError
 from theory.links import BestLink, TrainedLink, TruncatedStep
 from theory.problems import Completion, Concave, DriftingCompletion, Indefinite, Logistic, PhaseRetrieval, Welsch
-from theory.sets import L1Ball
+from theory.sets import L1Ball, NuclearBall
 
 LINKS = [TruncatedStep(2), TrainedLink(2, inner_steps=3), TrainedLink(2, inner_steps=30), BestLink(2)]
 SMALL = (7, 6)
@@ -63,6 +63,14 @@ def test_the_rank_of_a_chain_grows_by_r_a_link_at_most():
     assert np.linalg.matrix_rank(run.final, tol=1e-8) <= 6
 
 
+def test_a_chain_can_be_continued_beyond_its_set():
+    """It has no set: two runs of 2 links are one of 4."""
+    problem = Completion(np.random.default_rng(0).standard_normal(SMALL), constraint=NuclearBall(SMALL, 0.5))
+    first = chain(problem, TruncatedStep(1), 2)
+    second = chain(problem, TruncatedStep(1), 2, start=first.final)
+    assert np.allclose(second.final, chain(problem, TruncatedStep(1), 4).final)
+
+
 def test_the_caller_hears_each_link():
     heard: list = []
     run = chain(Completion.draw(0, SMALL), TruncatedStep(1), 3, on_iteration=heard.append)
@@ -78,6 +86,8 @@ def test_the_caller_hears_each_link():
         (lambda: chain(Completion(np.ones(3), constraint=L1Ball(3)), TruncatedStep(1), 2), "a loss on matrices"),
         (lambda: chain(Completion.draw(0, SMALL), TruncatedStep(1), 0), "`steps` must be"),
         (lambda: TruncatedStep(0), r"`TruncatedStep\(rank=...\)` must be"),
+        (lambda: BestLink(2, most=0), r"`BestLink\(most=...\)` must be"),
+        (lambda: chain(Completion.draw(0, SMALL), TruncatedStep(1), 2, start=np.ones(3)), "`start` for .* must have shape"),
         (lambda: TrainedLink(2, inner_steps=0), r"`TrainedLink\(inner_steps=...\)` must be"),
         (
             lambda: TruncatedStep(1).link(Concave.draw(0, SMALL), np.zeros(SMALL), np.ones(SMALL), np.random.default_rng(0)),

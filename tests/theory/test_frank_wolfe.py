@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from theory import problems, sets
+from theory.chain import chain
 from theory.corrections import Correction
 from theory.discovery import concrete_classes
-from theory.errors import ArgumentError
+from theory.errors import ArgumentError, AssumptionError
 from theory.frank_wolfe import frank_wolfe
 from theory.gradients import Full, Minibatch, Noisy
 from theory.invariants import violations
+from theory.links import TruncatedStep
 from theory.oracles import Blunted, Exact, Lanczos, Lazy, OneBlock, Oracle
 from theory.points import dense
-from theory.problems import Completion, DriftingCompletion, Logistic, Problem, Sensing, WorstCase
+from theory.problems import Completion, Concave, DriftingCompletion, Logistic, Problem, Sensing, SparseCompletion, WorstCase
 from theory.sets import NuclearBall, Product, Simplex
 from theory.step_sizes import Anytime, Centred, Fixed, LineSearch, OpenLoop, ShortStep
 
@@ -28,11 +32,11 @@ SMALL = (6, 5)
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda r: type(r).__name__)
 @pytest.mark.parametrize("kind", KINDS, ids=lambda k: k.__name__)
-@given(seed=SEEDS)
-@settings(max_examples=3, deadline=None)
-def test_every_run_keeps_every_invariant(kind: type[Problem], rule, seed: int):
+@given(seed=SEEDS, shape=st.tuples(st.integers(1, 7), st.integers(1, 7)))
+@settings(max_examples=4, deadline=None)
+def test_every_run_keeps_every_invariant(kind: type[Problem], rule, seed: int, shape: tuple[int, int]):
     """One-step inequality, gap >= 0, gap >= h where convex, distances <= D, rank growth, feasibility."""
-    assert violations(frank_wolfe(kind.draw(seed, SMALL), rule, 15)) == []
+    assert violations(frank_wolfe(kind.draw(seed, shape), rule, 15)) == []
 
 
 def test_the_loop_is_the_paper_s():
@@ -117,6 +121,17 @@ def test_a_lazy_oracle_saves_calls_and_still_converges():
         assert violations(lazy) == []
 
 
+def test_a_lazy_oracle_on_a_sparse_problem_keeps_its_vertices_in_factors():
+    """15 iterations at 3000 x 2500, where one dense matrix takes 60 MB."""
+    problem = SparseCompletion.skewed(0, (3000, 2500), entries=20_000, rank=2)
+    tracemalloc.start()
+    run = frank_wolfe(problem, ShortStep(), 15, oracle=Lazy())
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 30e6
+    assert violations(run) == []
+
+
 @pytest.mark.parametrize("shuffled", [False, True])
 def test_block_coordinate_moves_one_layer_at_a_time(shuffled: bool):
     K = Product([NuclearBall((3, 2)), NuclearBall((2, 4), radius=2.0), Simplex(3)])
@@ -165,6 +180,20 @@ def test_a_drifting_loss_is_followed_by_its_own_gradients():
     assert run.final_loss == pytest.approx(problem.at(8).loss(run.final))
 
 
+@pytest.mark.parametrize(("factor", "words"), [(-1.0, "raised the loss from"), (None, "left NuclearBall")])
+def test_a_correction_that_breaks_its_promise_is_refused(factor: float | None, words: str):
+    """One that raises the loss; one that lowers it outside the set."""
+
+    class Cheat(Correction):
+        def apply(self, problem, W, t):
+            return problem.targets if factor is None else factor * W
+
+    whole = Completion.draw(0, SMALL)
+    problem = Completion(whole.targets, whole.weights, NuclearBall(SMALL, 0.1 * whole.constraint.radius))
+    with pytest.raises(ArgumentError, match=words):
+        frank_wolfe(problem, ShortStep(), 3, correction=Cheat())
+
+
 def test_a_correction_is_marked_and_must_only_lower_the_loss():
     class TowardsTruth(Correction):
         def apply(self, problem, W, t):
@@ -194,6 +223,17 @@ def test_a_forged_record_is_found(forged: dict):
     assert any(words.endswith("t = 4") for words in found)
 
 
+def test_what_is_not_a_number_and_what_lies_too_far_is_found_without_curvature_too():
+    run = frank_wolfe(Concave.draw(0, SMALL), ShortStep(), 5)
+    assert violations(run.altered(2, distance=1e9)) == ["the vertex lies farther than the diameter at t = 2"]
+    assert violations(run.altered(2, gap=float("nan")))
+
+
+def test_runs_of_other_methods_are_refused():
+    with pytest.raises(AssumptionError, match="made by chain"):
+        violations(chain(Completion.draw(0, SMALL), TruncatedStep(1), 2))
+
+
 def test_an_end_outside_the_set_is_found():
     run = frank_wolfe(Completion.draw(0, SMALL), ShortStep(), 5)
     run.final = 3 * run.final + 100
@@ -214,6 +254,8 @@ def test_an_end_outside_the_set_is_found():
         (lambda p: Noisy(float("inf")), r"`Noisy\(deviation=...\)` must be"),
         (lambda p: Minibatch(0), r"`Minibatch\(size=...\)` must be"),
         (lambda p: Lazy(factor=0.5), r"`Lazy\(factor=...\)` must be"),
+        (lambda p: Lanczos(tolerance=float("nan")), r"`Lanczos\(tolerance=...\)` must be"),
+        (lambda p: frank_wolfe(p, Fixed(), 3, start=SparseCompletion.draw(0, SMALL).start), "must be an array or a LowRank"),
         (lambda p: Lanczos(steps=0), r"`Lanczos\(steps=...\)` must be"),
         (
             lambda p: frank_wolfe(Completion(np.ones(3), constraint=sets.L1Ball(3)), Fixed(), 3, oracle=Lanczos()),

@@ -98,5 +98,5 @@ def test_a_rule_that_leaves_the_segment_is_refused(eta: float):
         def eta(self, step: Step) -> float:
             return eta
 
-    with pytest.raises(ArgumentError, match=r"eta of .* at t = 1` must be above 0 and at most 1"):
+    with pytest.raises(ArgumentError, match=r"gave eta = .* at t = 1, and must give a number from 0 to 1"):
         frank_wolfe(WorstCase(), Overshoot(), 3)

@@ -7,7 +7,7 @@ from math import sqrt
 import numpy as np
 
 from theory.bounds.assumptions import AnytimeStep, FrankWolfeStep, Static
-from theory.bounds.bound import Bound, TightExample, horizons
+from theory.bounds.bound import Bound, TightExample, summed_steps
 from theory.errors import count
 from theory.points import Array
 from theory.problems import WorstCase
@@ -57,9 +57,11 @@ class AnytimeBound(Bound):
 
     def on_trajectory(self, run: Trajectory) -> Array:
         """``[sum (h_t - h_{t+1})/eta_t + beta D^2/2 sum eta_t]/T + mean eps``, before Abel's summation."""
-        eta = run.column("eta")
-        falls = (run.column("loss") - run.losses_after()) / eta
-        return (falls + run.constants.curvature * eta / 2).cumsum() / horizons(run) + run.running_mean("eps")
+        return summed_steps(run, run.constants.diameter)
+
+    def between(self, run: Trajectory) -> Array:
+        """The sum of (*), with the run's distances."""
+        return summed_steps(run, run.column("distance"))
 
     def tight_example(self) -> TightExample:
         """One whole step on an interval."""

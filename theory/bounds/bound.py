@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -28,9 +29,7 @@ class Certificate:
     Attributes:
         bound: its name.
         holds: whether ``measured <= guaranteed`` at every t, up to rounding.
-        slack: the smallest ``guaranteed - measured`` over all t, with the run's own numbers on the right-hand side; negative
-            beyond
-            rounding where the bound is violated.
+        slack: the smallest ``on_trajectory - measured`` over all t; where the bound is violated, its proof's worst margin.
         first_violation: the first t at which it is violated, else None.
         measured: the left-hand side after the whole run.
         guaranteed: the right-hand side known before the run, at its length.
@@ -98,6 +97,10 @@ class Bound(ABC):
         """The left-hand side after t = 1..T iterations, ``(T,)``: the mean gap, unless the theorem is about something else."""
         return run.running_mean("gap")
 
+    def between(self, run: Trajectory) -> Array:
+        """A middle term of the proof, ``measured <= between <= on_trajectory``, ``(T,)``; `measured` where there is none."""
+        return self.measured(run)
+
     @abstractmethod
     def guaranteed(self, run: Trajectory) -> Array:
         """The right-hand side from the constants, the step sizes and the measured eps, ``(T,)``."""
@@ -137,16 +140,28 @@ class Bound(ABC):
         count(f"{self.name}.check(run): len(run)", len(run))
         obstacle = self.obstacle(run)
         if obstacle:
-            raise AssumptionError(f"{self.name} says nothing about this run: {obstacle}.")
-        measured, closer, known = self.measured(run), self.on_trajectory(run), self.guaranteed(run)
-        if not np.isfinite(np.concatenate([measured, closer, known])).all():
+            raise AssumptionError(
+                f"{self.name} says nothing about this run: {obstacle}. Of `theory.bounds.all_bounds()`, those whose "
+                "`obstacle(run)` is None do."
+            )
+        chain = [self.measured(run), self.between(run), self.on_trajectory(run), self.guaranteed(run)]
+        if not np.isfinite(chain).all():
             raise ArgumentError(f"{self.name}.check(run): the run holds numbers that are not finite.")
-        # A theorem may say nothing about the first few t, where it sets both sides to 0.
-        size = np.abs(measured) + np.abs(known) + run.constants.curvature
-        slack = np.minimum(closer - measured, known - measured)
-        violated = np.flatnonzero(slack < -ROUNDING * size)
+        measured, _, closer, known = chain
+        # measured <= between <= on_trajectory <= guaranteed, each link to the rounding of its own terms
+        margins = [high - low for low, high in pairwise(chain)]
+        allowed = [ROUNDING * (np.abs(low) + np.abs(high)) + self.rounding(run) for low, high in pairwise(chain)]
+        violated = np.flatnonzero(np.any([margin < -slack for margin, slack in zip(margins, allowed, strict=True)], axis=0))
         first = int(violated[0]) + 1 if len(violated) else None
-        return Certificate(self.name, first is None, float(slack.min()), first, float(measured[-1]), float(known[-1]))
+        slack = float((closer - measured).min()) if first is None else float(np.min(margins))
+        return Certificate(self.name, first is None, slack, first, float(measured[-1]), float(known[-1]))
+
+    def rounding(self, run: Trajectory) -> Array:
+        """What float64 can add to the sides through the losses and the products of the gaps, ``(T,)``."""
+        eta = run.column("eta")
+        least = eta[eta > 0].min(initial=1.0)
+        lost = np.abs(run.column("loss")) / least + np.abs(run.column("distance")) * run.constants.beta * run.constants.diameter
+        return 8 * np.finfo(float).eps * np.maximum.accumulate(lost)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
@@ -167,10 +182,31 @@ class DecreaseBound(Bound):
         """With h'."""
         return self.given(run, decrease(run))
 
+    def rounding(self, run: Trajectory) -> Array:
+        """What the rounding of the decrease can add to `on_trajectory`."""
+        fall = np.maximum(decrease(run), 0.0)
+        grain = 4 * np.finfo(float).eps * np.maximum.accumulate(np.abs(run.column("loss"))) * horizons(run)
+        return super().rounding(run) + self.given(run, fall + grain) - self.given(run, fall)
+
 
 def horizons(run: Trajectory) -> Array:
     """The horizons t = 1..T as numbers."""
     return np.arange(1, len(run) + 1, dtype=float)
+
+
+def summed_steps(run: Trajectory, far: Array | float) -> Array:
+    """(*) divided by eta_t and averaged: ``mean [fall_t/eta_t + beta/2 eta_t far_t^2 + eps_t]``.
+
+    Args:
+        run: its losses, step sizes and shortfalls.
+        far: ``|V_t - W_t|``, or what bounds it.
+
+    Returns:
+        At least the mean gap, ``(T,)``.
+    """
+    eta, falls = run.column("eta"), run.column("loss") - run.losses_after()
+    terms = falls / eta + run.constants.beta / 2 * eta * np.square(far)
+    return terms.cumsum() / horizons(run) + run.running_mean("eps")
 
 
 def decrease(run: Trajectory) -> Array:

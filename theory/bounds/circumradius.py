@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import sqrt
 
 from theory.bounds.assumptions import ConstantStep, FrankWolfeStep, Static
-from theory.bounds.bound import DecreaseBound, horizons
+from theory.bounds.bound import DecreaseBound, horizons, summed_steps
 from theory.errors import count
 from theory.points import Array
 from theory.trajectory import Constants, Trajectory
@@ -16,9 +16,9 @@ class CircumradiusBound(DecreaseBound):
 
     Setting: as in `FixedStepBound`, with a Euclidean norm; K lies in the ball of radius R around c.
 
-    Guarantee (upper, and asymptotically tight: `WorstCentred` comes as near as one likes, so that no constant below
-    ``sqrt 2 R`` is possible for a fixed step): for every eta
-    in (0, 1), ``1/T sum g_t <= h'/(eta T) + beta (|W_1 - c|^2/(eta T) + R^2) eta/(2(1 - eta)) + mean eps``. Then::
+    Guarantee (upper, and asymptotically tight: `WorstCentred` comes as near as one likes to the tuned bound, whose
+    leading constant cannot be improved): for every eta in (0, 1),
+    ``1/T sum g_t <= h'/(eta T) + beta (|W_1 - c|^2/(eta T) + R^2) eta/(2(1 - eta)) + mean eps``. Then::
 
         from W_1 = c:     R sqrt(2 M beta/T) + M/T                                  eta = 1/(1 + R sqrt(beta T/(2M)))
         from anywhere:    R sqrt(2 M beta (1 + 1/T)/T) + (M + beta R^2/2)/T         eta = sqrt a/(sqrt a + sqrt q)
@@ -34,8 +34,8 @@ class CircumradiusBound(DecreaseBound):
         (1 - eta) sum |W_t - V_t|^2 = (|W_1 - c|^2 - |W_{T+1} - c|^2)/eta + sum (|V_t - c|^2 - |W_t - c|^2)
                                    <= |W_1 - c|^2/eta + T R^2
 
-    Insert this in the sum of (*). The tuned steps minimise ``a/eta + b/(1 - eta) - b``, whose least value is
-    ``(sqrt a + sqrt b)^2 - b``, at ``eta = sqrt a/(sqrt a + sqrt b)``.
+    Insert this in the sum of (*). With ``p = beta R^2/2`` and, from c, b = p, else (``|W_1 - c| <= R``) b = q, the bound is at
+    most ``a/eta + b/(1 - eta) - p``, whose least value is ``(sqrt a + sqrt b)^2 - p``, at ``eta = sqrt a/(sqrt a + sqrt b)``.
 
     Reference: derived in this project. For beta = 0 the second term vanishes and eta = 1 is allowed.
 
@@ -56,6 +56,10 @@ class CircumradiusBound(DecreaseBound):
         if constants.start_distance == 0:
             return 2 * sqrt(a * p) + a + eps
         return (sqrt(a) + sqrt(p * (1 + 1 / T))) ** 2 - p + eps
+
+    def between(self, run: Trajectory) -> Array:
+        """The sum of (*), with the run's distances: `given` bounds their squares."""
+        return summed_steps(run, run.column("distance"))
 
     def given(self, run: Trajectory, fall: Array) -> Array:
         """``fall/(eta t) + beta (|W_1 - c|^2/(eta t) + R^2) eta/(2(1 - eta)) + mean eps``."""

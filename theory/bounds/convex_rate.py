@@ -36,8 +36,8 @@ class ConvexRate(Bound):
     requires = (Static(), Convex(), KnownMinimum(), FrankWolfeStep(), OpenLoopStep())
 
     def value(self, T: int, constants: Constants, eps: float = 0.0) -> float:
-        """``2 C (1 + delta)/(T + 2)`` with delta = eps, the relative shortfall."""
-        return 2 * constants.curvature * (1 + eps) / (count("T", T) + 2)
+        """``2 C (1 + delta)/(T + 2)``; no eps_t above eps has a delta above ``eps (T + 1)/C``."""
+        return 2 * (constants.curvature + eps * (count("T", T) + 1)) / (T + 2)
 
     def measured(self, run: Trajectory) -> Array:
         """``h_{t+1}``."""
@@ -45,7 +45,7 @@ class ConvexRate(Bound):
 
     def guaranteed(self, run: Trajectory) -> Array:
         """With the largest delta so far."""
-        return 2 * run.constants.curvature * (1 + relative_shortfall(run)) / (horizons(run) + 2)
+        return 2 * spoilt_curvature(run) / (horizons(run) + 2)
 
     def on_trajectory(self, run: Trajectory) -> Array:
         """The same: nothing is left to replace."""
@@ -75,8 +75,8 @@ class ConvexGapRate(Bound):
     requires = (Static(), Convex(), FrankWolfeStep(), OpenLoopStep())
 
     def value(self, T: int, constants: Constants, eps: float = 0.0) -> float:
-        """``(27/4) C (1 + delta)/(T + 1)`` with delta = eps, for T >= 3."""
-        return GAP_FACTOR * constants.curvature * (1 + eps) / (count("T", T, least=3) + 1)
+        """``(27/4) C (1 + delta)/(T + 1)`` for T >= 3; no eps_t above eps has a delta above ``eps (T + 1)/C``."""
+        return GAP_FACTOR * (constants.curvature / (count("T", T, least=3) + 1) + eps)
 
     def measured(self, run: Trajectory) -> Array:
         """The least gap from t = 2 on; 0 for T < 3, where nothing is claimed."""
@@ -85,16 +85,13 @@ class ConvexGapRate(Bound):
 
     def guaranteed(self, run: Trajectory) -> Array:
         """With the largest delta so far."""
-        return GAP_FACTOR * run.constants.curvature * (1 + relative_shortfall(run)) / (horizons(run) + 1)
+        return GAP_FACTOR * spoilt_curvature(run) / (horizons(run) + 1)
 
     def on_trajectory(self, run: Trajectory) -> Array:
         """The same: nothing is left to replace."""
         return self.guaranteed(run)
 
 
-def relative_shortfall(run: Trajectory) -> Array:
-    """The least delta with ``eps_s <= delta eta_s C/2`` for all s <= t, ``(T,)``."""
-    scale = run.column("eta") * run.constants.curvature / 2
-    eps = run.column("eps")
-    delta = np.divide(eps, scale, out=np.where(eps > 0, np.inf, 0.0), where=scale > 0)
-    return np.maximum.accumulate(delta)
+def spoilt_curvature(run: Trajectory) -> Array:
+    """``C (1 + delta)`` with the least delta for which ``eps_s <= delta eta_s C/2`` for all s <= t, ``(T,)``."""
+    return run.constants.curvature + np.maximum.accumulate(2 * run.column("eps") / run.column("eta"))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from theory.bounds.assumptions import FixedOrShortStep, FrankWolfeStep
-from theory.bounds.bound import DecreaseBound, TightExample, horizons
-from theory.bounds.huber import phi_inverse
+from theory.bounds.assumptions import FixedOrShortStep, FrankWolfeStep, ShortStepOrBetter
+from theory.bounds.bound import DecreaseBound, TightExample, horizons, summed_steps
+from theory.bounds.huber import phi_inverse, phi_mean
 from theory.errors import ArgumentError, count
 from theory.points import Array
 from theory.problems import WorstDrift
-from theory.step_sizes import Fixed, LineSearch, ShortStep
+from theory.step_sizes import Fixed
 from theory.trajectory import Constants, Trajectory
 
 
@@ -28,9 +28,9 @@ class DriftBound(DecreaseBound):
         S = sum [L_t(W_t) - L_t(W_{t+1})]
           = L_1(W_1) - L_T(W_{T+1}) + sum_{t<T} (L_{t+1} - L_t)(W_{t+1}) <= M + Delta+ + Delta-
 
-    S is known from the trace alone. With eta tuned to ``M + Delta+ + Delta-``, or with the short step, which need not know
-    them, the rate is Theorem A's with that in place of M: it vanishes where ``Delta = o(T)``. With eta tuned to M alone it is
-    ``sqrt(2 M beta) D/sqrt T (1 + (Delta+ + Delta-)/(2M))``, and vanishes only where ``Delta = o(sqrt T)``.
+    S is known from the trace alone. Let Delta be the sum of the two. With eta tuned to ``M + Delta``, or with the short step,
+    which need not know it, the rate is Theorem A's with that in place of M: it vanishes where ``Delta = o(T)``. With eta tuned
+    to M alone it is ``sqrt(2 M beta) D/sqrt T (1 + Delta/(2M))``, and vanishes only where ``Delta = o(sqrt T)``.
 
     Algorithm: `theory.frank_wolfe` on a problem that drifts, with `Fixed` (or any constant step), `ShortStep` or `LineSearch`.
 
@@ -65,6 +65,10 @@ class DriftBound(DecreaseBound):
         moved = np.append(0.0, (run.column("drift.up") + run.column("drift.down")).cumsum()[:-1])
         return self.given(run, run.constants.initial_gap + moved)
 
+    def between(self, run: Trajectory) -> Array:
+        """As in Theorem D for a short step or a line search, else as in Theorem A."""
+        return phi_mean(run) if _short(run) else summed_steps(run, run.column("distance"))
+
     def tight_example(self) -> TightExample:
         """Two whole steps on a triangle whose linear loss moves in between."""
         return TightExample(WorstDrift(), Fixed(), 2)
@@ -72,7 +76,15 @@ class DriftBound(DecreaseBound):
     def given(self, run: Trajectory, fall: Array) -> Array:
         """``fall/(eta t) + beta D^2 eta/2 + mean eps`` for a constant step, else ``phi^{-1}(fall/t) + mean eps``."""
         t, C = horizons(run), run.constants.curvature
-        if not isinstance(run.step_size, ShortStep | LineSearch):
-            eta = run.iterations[0].eta
-            return fall / (eta * t) + C * eta / 2 + run.running_mean("eps")
-        return phi_inverse(fall / t, C) + run.running_mean("eps")
+        if _short(run):
+            return phi_inverse(fall / t, C) + run.running_mean("eps")
+        eta = run.iterations[0].eta
+        return fall / (eta * t) + C * eta / 2 + run.running_mean("eps")
+
+    def __repr__(self) -> str:
+        return f"DriftBound(up={self.up!r}, down={self.down!r})"
+
+
+def _short(run: Trajectory) -> bool:
+    """Whether the record is that of a short step or better, whatever the run calls its rule."""
+    return ShortStepOrBetter().of_run(run) is None

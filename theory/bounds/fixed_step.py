@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from theory.bounds.assumptions import ConstantStep, FrankWolfeStep, Static
-from theory.bounds.bound import DecreaseBound, TightExample, horizons
+from theory.bounds.bound import DecreaseBound, TightExample, horizons, summed_steps
 from theory.bounds.huber import phi_inverse
 from theory.errors import count
 from theory.points import Array
@@ -19,7 +19,8 @@ class FixedStepBound(DecreaseBound):
     ``L(Y) <= L(X) + <grad L(X), Y - X> + beta/2 |Y - X|^2``; an oracle with ``<V_t, G_t> <= min_K <V, G_t> + eps_t``;
     ``h' = L(W_1) - L(W_{T+1}) <= M``.
 
-    Guarantee (tight at T = 1, where beta = 0 at every T, and with h' wherever eta = 1): for every eta in (0, 1],
+    Guarantee (tight at T = 1 and, where beta = 0, at every T; with h' in place of M, by a run that bounces between the ends of
+    an interval with eta = 1, at every T): for every eta in (0, 1],
     ``1/T sum g_t <= h'/(eta T) + beta D^2 eta/2 + 1/T sum eps_t``. With ``eta = min(1, sqrt(2M/(beta D^2 T)))``::
 
         1/T sum g_t <= sqrt(2 M beta) D/sqrt(T) + mean eps    for T >= 2M/(beta D^2)
@@ -51,6 +52,10 @@ class FixedStepBound(DecreaseBound):
     def value(self, T: int, constants: Constants, eps: float = 0.0) -> float:
         """``sqrt(2 M beta) D/sqrt T``, or ``M/T + beta D^2/2`` for small T; plus eps."""
         return float(phi_inverse(constants.initial_gap / count("T", T), constants.curvature)) + eps
+
+    def between(self, run: Trajectory) -> Array:
+        """The sum of (*), with the run's distances."""
+        return summed_steps(run, run.column("distance"))
 
     def tight_example(self) -> TightExample:
         """One step on an interval."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from theory.points import Array
+from theory.trajectory import Trajectory
 
 
 def phi(g: Array | float, C: float) -> Array:
@@ -25,6 +26,19 @@ def phi(g: Array | float, C: float) -> Array:
     # eta = min(1, g/C); for C = 0 the whole step.
     eta = np.divide(g, C, out=np.ones_like(g), where=g < C)
     return eta * g - eta**2 * C / 2
+
+
+def phi_mean(run: Trajectory) -> Array:
+    """``phi^{-1}(mean phi(max(ghat_t, 0))) + mean eps_t``: by Jensen no less than the mean gap, ``(T,)``.
+
+    Args:
+        run: its gaps, shortfalls and constants.
+
+    Returns:
+        One number for every t.
+    """
+    ghat, C = np.maximum(run.column("gap") - run.column("eps"), 0.0), run.constants.curvature
+    return phi_inverse(phi(ghat, C).cumsum() / np.arange(1, len(run) + 1), C) + run.running_mean("eps")
 
 
 def phi_inverse(y: Array | float, C: float) -> Array:

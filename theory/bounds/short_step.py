@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from theory.bounds.assumptions import FrankWolfeStep, ShortStepOrBetter, Static
 from theory.bounds.bound import DecreaseBound, TightExample, horizons
-from theory.bounds.huber import phi_inverse
+from theory.bounds.huber import phi_inverse, phi_mean
 from theory.errors import count
 from theory.points import Array
 from theory.problems import WorstCase
@@ -38,6 +38,10 @@ class ShortStepBound(DecreaseBound):
     def value(self, T: int, constants: Constants, eps: float = 0.0) -> float:
         """``sqrt(2 M beta) D/sqrt T``, or ``M/T + beta D^2/2`` for small T; plus eps."""
         return float(phi_inverse(constants.initial_gap / count("T", T), constants.curvature)) + eps
+
+    def between(self, run: Trajectory) -> Array:
+        """``phi^{-1}(mean phi(max(ghat, 0))) + mean eps``: Jensen on its left, the decrease of each step on its right."""
+        return phi_mean(run)
 
     def tight_example(self) -> TightExample:
         """One step on an interval."""

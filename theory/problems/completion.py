@@ -8,7 +8,7 @@ from typing import Any, Self
 import numpy as np
 
 from theory.errors import ArgumentError
-from theory.points import Array
+from theory.points import Array, real_array
 from theory.problems.problem import Problem
 from theory.problems.projected_gradient import minimise
 from theory.sets import ConvexSet, NuclearBall
@@ -17,8 +17,8 @@ from theory.sets import ConvexSet, NuclearBall
 class Completion(Problem):
     """``L(W) = 1/2 sum_ij w_ij (W_ij - Y_ij)^2``, by default on the nuclear ball.
 
-    beta = max w, and no less: the curvature along a single entry is its weight. With all weights 1 and a set around zero this
-    is the squared distance ``1/2 |W - Y|^2``. Convex, quadratic, smooth everywhere.
+    beta = max w; where K has interior, no less: the curvature along a single entry is its weight. With all weights 1 this is
+    the squared distance ``1/2 |W - Y|^2``. Convex, quadratic, smooth everywhere.
 
     Args:
         targets: Y, ``(d, k)``; entries of weight 0 do not matter.
@@ -33,14 +33,17 @@ class Completion(Problem):
     def __init__(
         self, targets: Array, weights: Array | None = None, constraint: ConvexSet | None = None, start: Array | None = None
     ) -> None:
-        Y = np.asarray(targets, dtype=float)
+        Y = real_array("`targets`", targets)
+        if constraint is None and (Y.ndim != 2 or not Y.any()):
+            raise ArgumentError("`constraint` can be left out for a matrix of `targets` other than 0 only: give a set.")
         w = np.ones(Y.shape) if weights is None else np.asarray(weights, dtype=float)
         if w.shape != Y.shape or not (np.isfinite(w) & (w >= 0)).all() or not w.any():
             raise ArgumentError(f"`weights` must be finite, not negative, not all 0 and of shape {Y.shape}, as `targets` is.")
         self.constraint = constraint or NuclearBall(Y.shape, radius=float(np.linalg.svd(Y, compute_uv=False).sum()))
-        self.targets, self.weights = self.constraint.gradient(Y), w
+        self.targets, self.weights = self.constraint.array("`targets`", Y).copy(), w.copy()
         self.beta = float(w.max())
         self.lowest, self.lowest_is_minimum = 0.0, self.constraint.contains(self.targets)
+        self._start: Array | None = None
         self._start = None if start is None else self.admit(start)
 
     @property
@@ -62,7 +65,7 @@ class Completion(Problem):
 
     def solution(self) -> Array | None:
         """Y where the set holds it; else found by projected gradient on sets that have a projection."""
-        return self.targets if self.lowest_is_minimum else minimise(self)
+        return self.targets.copy() if self.lowest_is_minimum else minimise(self)
 
     @classmethod
     def from_entries(

@@ -6,7 +6,7 @@ from typing import Self
 
 import numpy as np
 
-from theory.points import Array, dense
+from theory.points import Array, dense, real_array
 from theory.problems.problem import Problem
 from theory.sets import NuclearBall
 
@@ -26,9 +26,9 @@ class Concave(Problem):
     beta = 0.0
 
     def __init__(self, C: Array, radius: float = 1.0) -> None:
-        self.C = C
-        self.constraint = NuclearBall(C.shape, radius)
-        self.lowest = -radius * float(np.linalg.norm(C, 2)) - radius**2 / 2
+        self.C = real_array("`C`", C, axes=2)
+        self.constraint = NuclearBall(self.C.shape, radius)
+        self.lowest = -radius * float(np.linalg.norm(self.C, 2)) - radius**2 / 2
 
     def loss(self, W: Array) -> float:
         """``-1/2 |W|^2 + <C, W>``."""

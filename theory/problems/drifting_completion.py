@@ -38,7 +38,11 @@ class DriftingCompletion(Problem):
     ) -> None:
         if not (np.isfinite(speed) and np.isfinite(power) and power >= 0):
             raise ArgumentError(f"`speed` must be finite and `power` at least 0, and they are {speed!r} and {power!r}.")
-        self.first, self.second, self.weights, self.constraint = first, second, weights, constraint
+        self.first, self.second, self.weights = (
+            constraint.array(name, value).copy()
+            for name, value in (("`first`", first), ("`second`", second), ("`weights`", weights))
+        )
+        self.constraint = constraint
         self.speed, self.power = speed, power
         self.beta, self.drifts = float(weights.max()), speed != 0
         self._angles = [0.0]

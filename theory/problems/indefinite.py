@@ -6,7 +6,8 @@ from typing import Self
 
 import numpy as np
 
-from theory.points import Array, dense
+from theory.errors import ArgumentError
+from theory.points import Array, dense, real_array
 from theory.problems.problem import Problem
 from theory.sets import NuclearBall
 
@@ -20,7 +21,7 @@ class Indefinite(Problem):
 
     Args:
         basis: Q with orthonormal columns, ``(d, p)``; ``P = Q Q^T``.
-        C: ``(d, k)``; its part in the range of P is taken out.
+        C: ``(d, k)``; its part in the range of P is taken out, and something must be left.
         radius: of the nuclear ball.
     """
 
@@ -28,7 +29,17 @@ class Indefinite(Problem):
     beta = 1.0
 
     def __init__(self, basis: Array, C: Array, radius: float = 1.0) -> None:
-        self.Q, self.C = basis, C - basis @ (basis.T @ C)
+        C = real_array("`C`", C, axes=2)
+        Q = np.asarray(basis, dtype=float)
+        if Q.shape[:-1] != C.shape[:1] or Q.shape[1] >= C.shape[0] or not np.allclose(Q.T @ Q, np.eye(Q.shape[1]), atol=1e-12):
+            raise ArgumentError(
+                f"`basis` must have fewer than {C.shape[0]} orthonormal columns of that length: P must leave something."
+            )
+        self.Q, self.C = Q, C - Q @ (Q.T @ C)
+        if np.linalg.norm(self.C) <= 1e-12 * np.linalg.norm(C):
+            raise ArgumentError(
+                "`C` must have a part outside the range of `basis`: the closed form needs its top left vector there."
+            )
         self.constraint = NuclearBall(C.shape, radius)
         self.lowest = -radius * float(np.linalg.norm(self.C, 2)) - radius**2 / 2
 
@@ -53,5 +64,5 @@ class Indefinite(Problem):
         """P of half the rank."""
         rng = np.random.default_rng(seed)
         d, k = shape or (40, 30)
-        Q, _ = np.linalg.qr(rng.standard_normal((d, max(1, d // 2))))
+        Q, _ = np.linalg.qr(rng.standard_normal((d, d // 2)))
         return cls(Q, rng.standard_normal((d, k)) / np.sqrt(d), radius=2.0)

@@ -7,7 +7,8 @@ from typing import Self
 import numpy as np
 from scipy.special import logsumexp, softmax
 
-from theory.points import Array, Indices
+from theory.errors import ArgumentError
+from theory.points import Array, Indices, real_array
 from theory.problems.completion import low_rank
 from theory.problems.problem import FiniteSum
 from theory.problems.projected_gradient import minimise
@@ -32,6 +33,9 @@ class Logistic(FiniteSum):
     lowest = 0.0
 
     def __init__(self, X: Array, labels: Indices, classes: int, radius: float = 1.0) -> None:
+        X, labels = real_array("`X`", X, axes=2), np.asarray(labels)
+        if labels.shape != (len(X),) or labels.dtype.kind not in "iu" or not 0 <= labels.min() <= labels.max() < classes:
+            raise ArgumentError(f"`labels` must be {len(X)} whole numbers from 0 to {classes - 1}, one for each row of `X`.")
         self.X, self.labels, self.terms = X, labels, len(X)
         self.onehot = np.eye(classes)[labels]
         self.constraint = NuclearBall((classes, X.shape[1]), radius)

@@ -36,6 +36,8 @@ class Entries:
         self._structure: Any = sparse.csr_array(shape)
         self._structure.data, self._structure.indices = data, columns.astype(kind)
         self._structure.indptr = pointers.astype(kind)
+        # Every gradient shares them: a change in place would be a change of the problem.
+        self._structure.indices.flags.writeable = self._structure.indptr.flags.writeable = False
         edges = np.unique(np.searchsorted(pointers, [*range(0, len(columns), BLOCK), len(columns)]))
         self.blocks = [(slice(int(a), int(b)), slice(int(pointers[a]), int(pointers[b]))) for a, b in pairwise(edges)]
 
@@ -185,13 +187,10 @@ class ObservedPoint(Iterate):
         return self.factors().dense()
 
     def _meets(self, V: LowRank) -> float:
-        """``<W, V> = sum_b c_b tr(diag(s_b) U_b^T U diag(s) V^T V_b)``; a step asks for it twice."""
+        """``<W, V> = sum_b c_b <X_b, V>``; a step asks for it twice."""
         if self._met is None or self._met[0] is not V:
-            U = V.U * V.s
-            total = 0.0
-            for c, X in zip(self.coefficients, self.atoms, strict=True):
-                total += c * float(X.s @ ((X.U.T @ U) * (X.V.T @ V.V)).sum(axis=1))
-            self._met = (V, total)
+            met = sum(float(c) * X.meets(V) for c, X in zip(self.coefficients, self.atoms, strict=True))
+            self._met = (V, met)
         return self._met[1]
 
     def __repr__(self) -> str:

@@ -7,7 +7,7 @@ from typing import Any, Self
 import numpy as np
 
 from theory.errors import ArgumentError
-from theory.points import Array, Indices, dense
+from theory.points import Array, Indices, dense, real_array
 from theory.problems.problem import FiniteSum
 from theory.sets import NuclearBall
 
@@ -30,6 +30,9 @@ class PhaseRetrieval(FiniteSum):
     lowest = 0.0
 
     def __init__(self, A: Array, y: Array, columns: int, radius: float = 1.0, planted: Array | None = None) -> None:
+        A, y = real_array("`A`", A, axes=2), real_array("`y`", y, axes=1)
+        if len(A) != len(y):
+            raise ArgumentError(f"`A` and `y` must have one row a measurement, and have {len(A)} and {len(y)}.")
         if (y < 0).any():
             raise ArgumentError("`y` holds energies |W^T a|^2 and must not be negative: the certified beta needs it.")
         self.A, self.y, self.terms, self.planted = A, y, len(y), planted
@@ -37,7 +40,9 @@ class PhaseRetrieval(FiniteSum):
         long = A * np.linalg.norm(A, axis=1)[:, None]
         self.beta = 3 * radius**2 * float(np.linalg.norm(long, 2)) ** 2 / self.terms
         self.lowest_is_minimum = planted is not None
-        if planted is not None and not (self.constraint.contains(planted) and self.loss(planted) <= 1e-20):
+        if planted is not None and not (
+            self.constraint.contains(planted) and self.loss(planted) <= 1e-20 * float(np.mean(np.square(y)))
+        ):
             raise ArgumentError("`planted` must lie in the ball and reproduce `y`: leave it out otherwise.")
 
     @property

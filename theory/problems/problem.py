@@ -57,6 +57,15 @@ class Problem(ABC):
         """W_1: the circumcentre unless a testbed has its own."""
         return self.constraint.centre
 
+    @property
+    def centre(self) -> Any:
+        """The circumcentre, as a point of this problem."""
+        return self.constraint.centre
+
+    def reach(self, W: Any) -> float:
+        """``|W - c|_F`` from the circumcentre."""
+        return float(np.linalg.norm(dense(W) - self.constraint.centre))
+
     def solution(self) -> Array | None:
         """A minimiser over K, where one can be had to rounding."""
         return None
@@ -82,31 +91,47 @@ class Problem(ABC):
         ups, downs = zip(*[(0.0, 0.0), *(self.drift(t) for t in range(1, T))], strict=True)
         return sum(ups), sum(downs)
 
+    def contains(self, W: Any, tolerance: float = 1e-9) -> bool:
+        """Whether a point of this problem lies in K, up to a relative `tolerance`."""
+        return self.constraint.contains(W, tolerance)
+
     def rank(self, W: Any) -> int:
         """Fewest atoms of W."""
         return W.rank() if isinstance(W, Iterate) else self.constraint.rank(W)
 
-    def admit(self, start: Any) -> Any:
-        """A start for a run.
+    def point(self, start: Any) -> Any:
+        """A point of this problem, in K or not.
 
         Args:
-            start: a point of K, or None for the problem's own.
+            start: an array or a matrix in factors; None takes the problem's own start.
 
         Returns:
             The point; arrays in float64, and never the caller's own memory.
 
         Raises:
-            ArgumentError: it lies outside K, or has another shape.
+            ArgumentError: it has another shape, or entries that are not finite.
         """
         if start is None:
             return self.start
         if isinstance(start, Iterate):
-            return start
-        W = self.constraint.gradient(dense(start) if isinstance(start, LowRank) else start).copy()
-        if not self.constraint.contains(W):
-            raise ArgumentError(
-                f"`start` lies outside {self.constraint!r}: give a point of the set, such as `constraint.centre`."
-            )
+            raise ArgumentError(f"`start` must be an array or a LowRank, and is {start!r}: give `start.dense()`.")
+        return self.constraint.array("`start`", dense(start) if isinstance(start, LowRank) else start).copy()
+
+    def admit(self, start: Any) -> Any:
+        """`point`, for a run that stays in K.
+
+        Args:
+            start: a point of K, or None for the problem's own start.
+
+        Returns:
+            The point.
+
+        Raises:
+            ArgumentError: it lies outside K, or is no point.
+        """
+        W = self.point(start)
+        if not self.contains(W):
+            raise ArgumentError(f"`start` lies outside {self.constraint!r}: give a point of the set, such as `problem.start`.")
         return W
 
     def constants(self, start: Any = None) -> Constants:
@@ -116,18 +141,18 @@ class Problem(ABC):
         says so: ``max_K L <= L(c) + max_K <grad L(c), V - c> + beta R^2/2``.
 
         Args:
-            start: W_1; None takes the problem's own.
+            start: W_1, in K or, for a chain, anywhere; None takes the problem's own.
 
         Returns:
             The constants.
         """
-        L, W, K = self.at(1), self.admit(start), self.constraint
-        c = K.centre
+        L, W, K = self.at(1), self.point(start), self.constraint
+        c = self.centre
         G = L.gradient(c)
         highest = min(L.highest, L.loss(c) + K.support(G) - inner(G, c) + self.beta * K.radius**2 / 2)
         return Constants(
             beta=self.beta, diameter=K.diameter, radius=K.radius, initial_gap=max(0.0, L.loss(W) - L.lowest),
-            oscillation=max(0.0, highest - L.lowest), start_distance=float(np.linalg.norm(dense(W) - c)), lowest=L.minimum,
+            oscillation=max(0.0, highest - L.lowest), start_distance=self.reach(W), lowest=L.minimum,
         )  # fmt: skip
 
     def audit(self, seed: int = 0, samples: int = 20) -> Audit:
@@ -141,27 +166,34 @@ class Problem(ABC):
             What was seen.
         """
         rng, K = np.random.default_rng(seed), self.constraint
-        curvature, lowest, far, wide, slope = -inf, inf, 0.0, 0.0, 0.0
+        curvature, steepest, far, wide, slope = -inf, 0.0, 0.0, 0.0, 0.0
+        losses = [self.loss(K.centre)]
         for _ in range(samples):
             X, Y = K.sample(rng), K.sample(rng)
             length = float(np.linalg.norm(Y - X))
-            lowest, far = min(lowest, self.loss(X)), max(far, float(np.linalg.norm(X - K.centre)))
-            if length <= 1e-9 * K.diameter:
+            far = max(far, float(np.linalg.norm(X - K.centre)))
+            losses += [self.loss(X), self.loss(Y)]
+            if length <= 1e-9 * K.diameter or K.diameter == 0:
                 continue
-            rise = self.loss(Y) - self.loss(X)
-            # L(Y) <= L(X) + <grad L(X), Y - X> + beta/2 |Y - X|^2
-            curvature = max(curvature, 2 * (rise - inner(self.gradient(X), Y - X)) / length**2, self._steepest(X, Y - X))
-            wide = max(wide, length)
+            # L(Y) <= L(X) + <grad L(X), Y - X> + beta/2 |Y - X|^2, less what rounding can add.
+            rise, ahead = losses[-1] - losses[-2], inner(self.gradient(X), Y - X)
+            rounding = 8 * np.finfo(float).eps * (abs(losses[-1]) + abs(losses[-2]) + abs(ahead))
+            bend = 2 * (rise - ahead - rounding) / length**2
+            top, largest = self._steepest(X, Y - X)
+            curvature, steepest, wide = max(curvature, bend, top), max(steepest, largest), max(wide, length)
             # A central difference from the middle, of a step that rounding and the third derivative share evenly.
             middle, h = (X + Y) / 2, 1e-5
             difference = (self.loss(middle + h * (Y - X)) - self.loss(middle - h * (Y - X))) / (2 * h)
             exact = inner(self.gradient(middle), Y - X)
             scale = abs(self.loss(middle)) + abs(exact) + self.beta * length**2
             slope = max(slope, abs(difference - exact) / max(scale, np.finfo(float).tiny))
-        return Audit(curvature, self.beta, lowest, self.lowest, wide, K.diameter, far, K.radius, slope)
+        spread = max(losses) - min(losses)
+        return Audit(
+            curvature, self.beta, steepest, min(losses), self.lowest, spread, wide, K.diameter, far, K.radius, slope
+        )  # fmt: skip
 
-    def _steepest(self, X: Array, direction: Array, searches: int = 30) -> float:
-        """The largest eigenvalue of the Hessian near X, from below.
+    def _steepest(self, X: Array, direction: Array, searches: int = 30) -> tuple[float, float]:
+        """The largest eigenvalue of the Hessian near X, from below, and the largest ``|H direction|`` met on the way.
 
         Args:
             X: a point of K.
@@ -169,18 +201,18 @@ class Problem(ABC):
             searches: power iterations on ``H + beta I``, by differences of gradients.
 
         Returns:
-            The largest curvature met.
+            The two.
         """
-        c, h, best = self.constraint.centre, 1e-4 * self.constraint.radius, -inf
+        c, h, best, largest = self.constraint.centre, 1e-4 * self.constraint.radius, -inf, 0.0
         inside = c + 0.99 * (X - c)
         for _ in range(searches):
             direction = direction / np.linalg.norm(direction)
             bent = (self.gradient(inside + h * direction) - self.gradient(inside - h * direction)) / (2 * h)
-            best = max(best, float(np.vdot(direction, bent)))
+            best, largest = max(best, float(np.vdot(direction, bent))), max(largest, float(np.linalg.norm(bent)))
             direction = bent + self.beta * direction
             if not direction.any():
                 break
-        return best
+        return best, largest
 
     @cached_property
     def minimum(self) -> float:
@@ -237,8 +269,10 @@ class Audit:
     Attributes:
         curvature: largest ``2 (L(Y) - L(X) - <grad L(X), Y - X>)/|Y - X|^2``.
         beta: its certified bound.
+        steepest: largest ``|H direction|`` over unit directions, the size of what was differentiated.
         loss: smallest loss.
         lowest: its certified bound.
+        spread: between the largest and the smallest loss.
         distance: largest distance of a pair.
         diameter: its bound.
         reach: largest distance from the centre.
@@ -248,8 +282,10 @@ class Audit:
 
     curvature: float
     beta: float
+    steepest: float
     loss: float
     lowest: float
+    spread: float
     distance: float
     diameter: float
     reach: float
@@ -258,11 +294,11 @@ class Audit:
 
     @property
     def holds(self) -> bool:
-        """Whether nothing contradicts the constants, up to rounding."""
+        """Whether nothing contradicts the constants, up to rounding and, for the curvature, differences of gradients."""
         slack = 1 + 1e-9
-        return (  # curvature from differences of gradients, good to about 1e-7
-            self.curvature <= self.beta * (1 + 1e-6) + 1e-6
-            and self.loss >= self.lowest - 1e-9 * max(1.0, abs(self.lowest))
+        return (
+            self.curvature <= self.beta + 1e-6 * self.steepest
+            and self.loss >= self.lowest - 1e-9 * self.spread - 1e-14 * abs(self.lowest)
             and self.distance <= self.diameter * slack
             and self.reach <= self.radius * slack
             and self.gradient_error <= 1e-6

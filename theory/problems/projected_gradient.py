@@ -29,12 +29,12 @@ def minimise(problem: Problem, tolerance: float = 1e-10, most: int = 20_000) -> 
         most: iterations at the most.
 
     Returns:
-        The point; None where the set has no projection or the gap did not fall below the tolerance.
+        The point; None where the set has no projection, beta is 0, or the gap did not fall below the tolerance.
 
     Source: Beck and Teboulle 2009; restarts as in O'Donoghue and Candes 2015.
     """
     K = problem.constraint
-    if not isinstance(K, Projectable):
+    if not isinstance(K, Projectable) or problem.beta == 0:
         return None
     scale = max(problem.loss(K.centre) - problem.lowest, np.finfo(float).tiny)
     W = Y = K.centre

@@ -8,7 +8,7 @@ from typing import Self
 import numpy as np
 
 from theory.errors import ArgumentError, positive
-from theory.points import Array
+from theory.points import Array, real_array
 from theory.problems.completion import low_rank, observed
 from theory.problems.problem import Problem
 from theory.sets import NuclearBall
@@ -32,10 +32,12 @@ class RobustCompletion(Problem):
     lowest = 0.0
 
     def __init__(self, targets: Array, weights: Array, radius: float, scale: float = 1.0) -> None:
+        targets = real_array("`targets`", targets, axes=2)
+        weights = real_array("`weights`", weights, shape=targets.shape)
+        if not np.isin(weights, (0.0, 1.0)).all():
+            raise ArgumentError("`weights` must be 0 or 1: an entry was observed or not.")
         self.constraint = NuclearBall(targets.shape, radius)
-        if weights.shape != targets.shape or not np.isin(weights, (0.0, 1.0)).all():
-            raise ArgumentError(f"`weights` must be 0 or 1 and of shape {targets.shape}, as `targets` is.")
-        self.targets, self.weights, self.scale = targets, weights, positive("scale", scale)
+        self.targets, self.weights, self.scale = targets.copy(), weights.copy(), positive("scale", scale)
         self.highest = float(weights.sum()) * scale**2 / 2
 
     @abstractmethod

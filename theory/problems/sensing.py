@@ -7,7 +7,7 @@ from typing import Self
 import numpy as np
 
 from theory.errors import ArgumentError
-from theory.points import Array, Indices
+from theory.points import Array, Indices, real_array
 from theory.problems.completion import low_rank
 from theory.problems.problem import FiniteSum
 from theory.problems.projected_gradient import minimise
@@ -32,6 +32,7 @@ class Sensing(FiniteSum):
     everywhere = True
 
     def __init__(self, A: Array, B: Array, y: Array, radius: float) -> None:
+        A, B, y = real_array("`A`", A, axes=2), real_array("`B`", B, axes=2), real_array("`y`", y, axes=1)
         if not len(A) == len(B) == len(y):
             raise ArgumentError(f"`A`, `B` and `y` must have one row a measurement, and have {len(A)}, {len(B)} and {len(y)}.")
         self.A, self.B, self.y, self.terms = A, B, y, len(y)

@@ -9,14 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from theory.errors import ArgumentError, count
+from theory.errors import ArgumentError, at_least_zero, count
 from theory.points import Array, Iterate, LowRank, dense
 from theory.problems.completion import low_rank, observed
 from theory.problems.observed_point import Entries, ObservedPoint, popular
 from theory.problems.problem import Problem
 from theory.sets import NuclearBall
 from theory.sets.convex_set import matrix_shape
-from theory.trajectory import Constants
 
 
 class SparseCompletion(Problem):
@@ -83,17 +82,17 @@ class SparseCompletion(Problem):
         """W_1 = 0."""
         return ObservedPoint.zero(self.entries)
 
-    def admit(self, start: Any) -> ObservedPoint:
-        """A start for a run, in factors.
+    def point(self, start: Any) -> ObservedPoint:
+        """A point of this problem, in factors.
 
         Args:
-            start: a point of the ball as `ObservedPoint`, `LowRank` or array; None takes 0.
+            start: an `ObservedPoint` of this problem, a `LowRank` or an array; None takes 0.
 
         Returns:
             The point.
 
         Raises:
-            ArgumentError: it lies outside the ball, has another shape, or belongs to another problem.
+            ArgumentError: it has another shape, entries that are not finite, or belongs to another problem.
         """
         if start is None:
             return self.start
@@ -104,14 +103,11 @@ class SparseCompletion(Problem):
                 f"`start` must be a point of this problem, and is {start!r}: give its factors, `start.factors()`."
             )
         if not isinstance(start, LowRank):
-            U, s, Vt = np.linalg.svd(self.constraint.gradient(start), full_matrices=False)
+            U, s, Vt = np.linalg.svd(self.constraint.array("`start`", start), full_matrices=False)
             start = LowRank(U, s, Vt.T)
         if start.shape != self.constraint.shape:
             raise ArgumentError(f"`start` must have shape {self.constraint.shape}, and has {start.shape}.")
-        W = ObservedPoint.of(start, self.entries)
-        if not W.nuclear_norm() <= self.constraint.radius * (1 + 1e-9):
-            raise ArgumentError(f"`start` lies outside {self.constraint!r}: give a point of the set, such as `problem.start`.")
-        return W
+        return ObservedPoint.of(start, self.entries)
 
     def loss(self, W: Any) -> float:
         """``1/2 sum w (W_ij - y)^2``, w the multiplicities."""
@@ -139,22 +135,20 @@ class SparseCompletion(Problem):
             return self.line_curvature(dense(V) - W)
         return self._bend(self.entries.values(V, onto=W.values, share=-1.0))
 
-    def constants(self, start: Any = None) -> Constants:
-        """The numbers of the theorems, as for every problem, without writing the circumcentre 0 out.
+    @property
+    def centre(self) -> ObservedPoint:
+        """0, in factors: nothing of the matrix's size is made."""
+        return self.start
 
-        Args:
-            start: W_1; None takes 0.
+    def reach(self, W: Any) -> float:
+        """``|W|_F``."""
+        return float(np.sqrt(W.square)) if isinstance(W, ObservedPoint) else super().reach(W)
 
-        Returns:
-            The constants.
-        """
-        W, zero, K = self.admit(start), self.start, self.constraint
-        # max_K L <= L(0) + max_K <grad L(0), V> + beta R^2/2
-        highest = self.loss(zero) + K.support(self.gradient(zero)) + self.beta * K.radius**2 / 2
-        return Constants(
-            beta=self.beta, diameter=K.diameter, radius=K.radius, initial_gap=self.loss(W), oscillation=highest,
-            start_distance=float(np.sqrt(W.square)), lowest=self.minimum,
-        )  # fmt: skip
+    def contains(self, W: Any, tolerance: float = 1e-9) -> bool:
+        """``|W|_* <= radius (1 + tolerance)``, from the factors."""
+        if not isinstance(W, ObservedPoint):
+            return super().contains(W, tolerance)
+        return W.nuclear_norm() <= self.constraint.radius * (1 + tolerance)
 
     @classmethod
     def from_matrix(cls, ratings: Any, radius: float) -> Self:
@@ -205,12 +199,13 @@ class SparseCompletion(Problem):
             ArgumentError: there are more observations than a quarter of the entries.
         """
         d, k = matrix_shape("SparseCompletion.skewed", shape)
+        at_least_zero("noise", noise)
         if 4 * count("entries", entries) > d * k:
             raise ArgumentError(f"`entries` must be at most a quarter of {d} x {k}, and is {entries}: use `Completion`.")
         rng = np.random.default_rng(seed)
         keys = popular(rng, (d, k), entries)
-        scale = rank**-0.25
-        A, B = scale * rng.standard_normal((d, count("rank", rank))), scale * rng.standard_normal((k, rank))
+        scale = count("rank", rank) ** -0.25
+        A, B = scale * rng.standard_normal((d, rank)), scale * rng.standard_normal((k, rank))
         planted = LowRank(A, np.ones(rank), B)
         i, j = np.divmod(keys, k)
         del keys

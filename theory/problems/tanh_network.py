@@ -6,7 +6,8 @@ from typing import Self
 
 import numpy as np
 
-from theory.points import Array, Indices
+from theory.errors import ArgumentError
+from theory.points import Array, Indices, real_array
 from theory.problems.completion import low_rank
 from theory.problems.problem import FiniteSum
 from theory.sets import NuclearBall
@@ -34,6 +35,9 @@ class TanhNetwork(FiniteSum):
     lowest = 0.0
 
     def __init__(self, a: Array, X: Array, y: Array, radius: float = 1.0) -> None:
+        a, X, y = real_array("`a`", a, axes=1), real_array("`X`", X, axes=2), real_array("`y`", y, axes=1)
+        if len(X) != len(y):
+            raise ArgumentError(f"`X` and `y` must have one row an example, and have {len(X)} and {len(y)}.")
         self.a, self.X, self.y, self.terms = a, X, y, len(X)
         self.constraint = NuclearBall((len(a), X.shape[1]), radius)
         weighted = X * np.sqrt(np.abs(a).sum() + np.abs(y))[:, None]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from math import exp, log
 from typing import Self
 
 import numpy as np
 from scipy.optimize import brentq
 
-from theory.points import Array
+from theory.points import Array, real_array
 from theory.problems.problem import Problem
 from theory.sets import FrobeniusBall
 
@@ -29,10 +30,15 @@ class TrustRegion(Problem):
     lowest_is_minimum = True
 
     def __init__(self, q: Array, C: Array, radius: float = 1.0) -> None:
-        self.q, self.C = q, C
-        self.constraint = FrobeniusBall(C.shape, radius)
-        self.beta, self.convex = max(0.0, float(q.max())), bool(q.min() >= 0)
-        self.lowest = self.loss(self.solution())
+        self.C = real_array("`C`", C)
+        self.q = real_array("`q`", q, shape=self.C.shape)
+        self.constraint = FrobeniusBall(self.C.shape, radius)
+        self.beta, self.convex = max(0.0, float(self.q.max())), bool(self.q.min() >= 0)
+        self._multiplier, self._solution = self._solve()
+        # Weak duality: min L >= -1/2 sum C^2/(q + lambda) - lambda radius^2/2 for every lambda >= max(0, -min q).
+        shifted = self.q + self._multiplier
+        share = np.divide(np.square(self.C), shifted, out=np.zeros_like(self.C), where=shifted > 0)
+        self.lowest = min(self.loss(self._solution), -0.5 * float(share.sum()) - self._multiplier * radius**2 / 2)
 
     def loss(self, W: Array) -> float:
         """``1/2 sum q W^2 + <C, W>``."""
@@ -48,18 +54,7 @@ class TrustRegion(Problem):
 
     def solution(self) -> Array:
         """By the secular equation."""
-        floor, radius = max(0.0, -float(self.q.min())), self.constraint.radius
-        W = self._stationary(floor)
-        if np.linalg.norm(W) <= radius:
-            # Inside; or the hard case: C vanishes where q is least, and any length along that entry costs nothing.
-            if floor > 0:
-                W.flat[int(self.q.argmin())] = np.sqrt(radius**2 - np.square(W).sum())
-            return W
-        # |W(lambda)| falls from above the radius to below it.
-        far = floor + float(np.linalg.norm(self.C)) / radius
-        root = brentq(lambda shift: np.linalg.norm(self._stationary(shift)) - radius, floor, far, xtol=1e-15)
-        W = self._stationary(float(root))  # pyright: ignore[reportArgumentType]
-        return W * (radius / np.linalg.norm(W))
+        return self._solution.copy()
 
     @classmethod
     def draw(cls, seed: int = 0, shape: tuple[int, int] | None = None) -> Self:
@@ -68,6 +63,25 @@ class TrustRegion(Problem):
         size = shape or (40, 30)
         return cls(rng.uniform(-1, 1, size), rng.standard_normal(size) / np.sqrt(np.prod(size)), radius=2.0)
 
-    def _stationary(self, shift: float) -> Array:
-        """``-C/(q + shift)``; 0 where both vanish, infinite where only the divisor does."""
-        return -np.divide(self.C, self.q + shift, out=np.where(self.C == 0, 0.0, np.inf), where=self.q + shift > 0)
+    def _solve(self) -> tuple[float, Array]:
+        """``lambda`` and W. With ``d = q + max(0, -min q)``, ``|C/(d + mu)| = radius`` is solved for log mu: mu may be tiny."""
+        radius, floor = self.constraint.radius, max(0.0, -float(self.q.min()))
+        d = self.q + floor
+
+        def stationary(mu: float) -> Array:
+            return -np.divide(self.C, d + mu, out=np.zeros_like(self.C), where=d + mu > 0)
+
+        far = float(np.linalg.norm(self.C)) / radius  # |W(mu)| <= |C|/mu
+        near = far * 1e-140
+        if near == 0 or np.linalg.norm(stationary(near)) <= radius:
+            W = stationary(0.0)
+            # Inside; or the hard case: C vanishes where d does, and any length along that entry costs nothing.
+            if floor > 0:
+                i = int(d.argmin())
+                W.flat[i] = 0.0
+                W.flat[i] = np.sqrt(max(0.0, radius**2 - float(np.square(W).sum()))) * (-1.0 if self.C.flat[i] > 0 else 1.0)
+            return floor, W
+        root = brentq(lambda s: np.linalg.norm(stationary(exp(s))) / radius - 1, log(near), log(far) + 1e-9, xtol=1e-13)
+        mu = exp(float(root))  # pyright: ignore[reportArgumentType]
+        W = stationary(mu)
+        return floor + mu, W * (radius / np.linalg.norm(W))

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from theory.errors import ArgumentError, positive
+from theory.errors import ArgumentError, count, positive
 from theory.points import Array
 from theory.problems.problem import Problem
 from theory.sets import FrobeniusBall, L1Ball, Simplex
@@ -87,7 +87,7 @@ class WorstCentred(Problem):
     convex = True
 
     def __init__(self, size: int = 100, M: float = 0.5, beta: float = 1.0, radius: float = 0.5) -> None:
-        self.constraint = L1Ball(size, radius)
+        self.constraint = L1Ball(count("size", size), radius)
         self.beta, self.lowest = positive("beta", beta), -positive("M", M)
         if 2 * M * size < beta * radius**2:
             raise ArgumentError(f"`size` must be at least beta R^2/(2 M) = {beta * radius**2 / (2 * M):g}, and is {size}.")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
 import numpy as np
 
 from theory.errors import ArgumentError, count, positive
-from theory.points import Array, LowRank, dense
+from theory.points import Array, LowRank, dense, real_array
 
 
 class ConvexSet(ABC):
@@ -25,7 +25,7 @@ class ConvexSet(ABC):
     atom_rank: int = 1
 
     def __init__(self, shape: Sequence[int] | int) -> None:
-        sizes = (shape,) if isinstance(shape, int) else tuple(shape)
+        sizes = tuple(shape) if isinstance(shape, Iterable) else (shape,)
         self.shape = tuple(count("shape", size) for size in sizes)
 
     @property
@@ -74,25 +74,12 @@ class ConvexSet(ABC):
         """Small ones to try things on."""
 
     def gradient(self, G: Any) -> Array:
-        """`G` as a float64 array of this set's shape.
+        """`G` as a float64 array of this set's shape; an error says what is wrong with it."""
+        return self.array("a gradient", G)
 
-        Args:
-            G: real numbers.
-
-        Returns:
-            The array, `G` itself where it is one.
-
-        Raises:
-            ArgumentError: the shape is another, or an entry is complex, nan or infinite.
-        """
-        array = np.asarray(G)
-        if array.shape != self.shape:
-            raise ArgumentError(f"a gradient for {self!r} must have shape {self.shape}, and has {array.shape}.")
-        if array.dtype.kind not in "fiu":
-            raise ArgumentError(f"a gradient for {self!r} must hold real numbers, and holds {array.dtype}.")
-        if not np.isfinite(array).all():
-            raise ArgumentError(f"a gradient for {self!r} must be finite, and has nan or infinite entries.")
-        return array.astype(float, copy=False)
+    def array(self, what: str, X: Any) -> Array:
+        """`X` as a float64 array of this set's shape, and what it is called where it is none."""
+        return real_array(f"{what} for {self!r}", X, shape=self.shape)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}{self.shape}"
@@ -137,7 +124,7 @@ class NormBall(ConvexSet):
 
     def contains(self, X: Array, tolerance: float = 1e-9) -> bool:
         """``|X| <= radius (1 + tolerance)``."""
-        return self.norm(self.gradient(X)) <= self._radius * (1 + tolerance)
+        return self.norm(self.array("a point", X)) <= self._radius * (1 + tolerance)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.shape}, radius={self._radius:g})"
@@ -156,7 +143,7 @@ def matrix_shape(name: str, shape: Sequence[int]) -> tuple[int, int]:
     Raises:
         ArgumentError: there are not two.
     """
-    sizes = tuple(shape) if isinstance(shape, Sequence) else (shape,)
+    sizes = tuple(shape) if isinstance(shape, Iterable) else (shape,)
     if len(sizes) != 2:
         raise ArgumentError(f"`{name}(shape=...)` is a set of matrices: give (rows, columns), not {shape!r}.")
     return sizes[0], sizes[1]

@@ -9,14 +9,17 @@ import numpy as np
 from scipy import sparse
 from scipy.sparse.linalg import LinearOperator
 
-from theory.errors import ArgumentError
+from theory.errors import ArgumentError, ConvergenceError
 from theory.lanczos import top_singular_pair
 from theory.points import Array, LowRank
 from theory.sets.convex_set import NormBall, matrix_shape
 from theory.sets.simplex import project_onto_simplex
 
-RELATIVE_RESIDUAL = 1e-12
-"""Where the oracle for sparse matrices and operators stops: the singular value is then right to about its square."""
+RELATIVE_RESIDUAL, ACCEPTED_RESIDUAL = 1e-12, 1e-6
+"""Where the oracle for sparse matrices and operators stops, and what it accepts where singular values lie too close for that.
+Some singular value lies within the residual of the answer's; where the others are farther away, within its square over that
+distance.
+"""
 STEPS, RESTARTS = 60, 50
 """Lanczos vectors kept at a time, ``60 (d + k)`` numbers, and how often it starts again from its best one."""
 
@@ -82,6 +85,8 @@ class NuclearBall(NormBall):
         if _by_products(G):
             if G.shape != self.shape:
                 raise ArgumentError(f"a gradient for {self!r} must have shape {self.shape}, and has {G.shape}.")
+            if np.dtype(G.dtype).kind == "c":
+                raise ArgumentError(f"a gradient for {self!r} must hold real numbers, and holds {G.dtype}.")
             # Other sparse formats have slow products, or, at one row, wrong ones.
             G = G.tocsr() if sparse.issparse(G) and G.format not in {"csr", "csc"} else G
             pair = top_singular_pair(G, STEPS, tolerance=RELATIVE_RESIDUAL)
@@ -89,6 +94,11 @@ class NuclearBall(NormBall):
                 if pair.residual <= RELATIVE_RESIDUAL * pair.sigma:
                     break
                 pair = top_singular_pair(G, STEPS, start=pair.v, tolerance=RELATIVE_RESIDUAL)
+            if pair.residual > ACCEPTED_RESIDUAL * pair.sigma:
+                raise ConvergenceError(
+                    f"the oracle of {self!r} did not settle: relative residual {pair.residual / pair.sigma:.0e}; "
+                    "use `Lanczos()`, which answers after a few steps and says how far it may be off."
+                )
             return pair.u, pair.sigma, pair.v
         U, s, Vt = np.linalg.svd(self.gradient(G), full_matrices=False)
         return U[:, 0], float(s[0]), Vt[0]

@@ -71,7 +71,7 @@ class Product(ConvexSet):
 
     def contains(self, X: Array, tolerance: float = 1e-9) -> bool:
         """Every layer in its set."""
-        return all(K.contains(x, tolerance) for K, x in zip(self.sets, self.split(self.gradient(X)), strict=True))
+        return all(K.contains(x, tolerance) for K, x in zip(self.sets, self.split(self.array("a point", X)), strict=True))
 
     def rank(self, X: Array) -> int:
         """The sum over the layers."""

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from theory.errors import positive
+from theory.errors import count, positive
 from theory.points import Array
 from theory.sets.convex_set import ConvexSet
 
@@ -27,7 +27,7 @@ class Simplex(ConvexSet):
     """
 
     def __init__(self, size: int, scale: float = 1.0) -> None:
-        super().__init__(size)
+        super().__init__(count("size", size))
         self.scale = positive("scale", scale)
 
     @property
@@ -57,7 +57,7 @@ class Simplex(ConvexSet):
 
     def contains(self, X: Array, tolerance: float = 1e-9) -> bool:
         """Entries not below zero that sum to `scale`."""
-        X = self.gradient(X)
+        X = self.array("a point", X)
         return bool(X.min() >= -tolerance * self.scale and abs(X.sum() - self.scale) <= tolerance * self.scale)
 
     @classmethod
@@ -87,4 +87,6 @@ def project_onto_simplex(x: Array, scale: float) -> Array:
     """
     descending = np.sort(x)[::-1]
     thetas = (descending.cumsum() - scale) / np.arange(1, len(x) + 1)
-    return np.maximum(x - thetas[np.flatnonzero(descending > thetas)[-1]], 0.0)
+    # The first entry always stays: x_1 > x_1 - scale, which rounding hides where x_1 is beyond 1e16 scales.
+    kept = np.flatnonzero(descending > thetas)
+    return np.maximum(x - thetas[kept[-1]], 0.0) if len(kept) else np.where(np.arange(len(x)) == x.argmax(), scale, 0.0)

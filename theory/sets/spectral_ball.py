@@ -55,7 +55,7 @@ class SpectralBall(ConvexSet):
 
     def contains(self, X: Array, tolerance: float = 1e-9) -> bool:
         """``|X|_op <= bound (1 + tolerance)``."""
-        return bool(np.linalg.norm(self.gradient(X), 2) <= self.bound * (1 + tolerance))
+        return bool(np.linalg.norm(self.array("a point", X), 2) <= self.bound * (1 + tolerance))
 
     @classmethod
     def examples(cls) -> Sequence[Self]:

@@ -45,8 +45,8 @@ from theory.problems import (
     WorstCentred,
     WorstDrift,
 )
-from theory.sets import NuclearBall, Product, SupportBall
-from theory.step_sizes import Anytime, Centred, Fixed, LineSearch, OpenLoop, ShortStep
+from theory.sets import FrobeniusBall, NuclearBall, Product, SupportBall
+from theory.step_sizes import Anytime, Centred, Fixed, LineSearch, OpenLoop, ShortStep, Step, StepSize
 from theory.trajectory import Constants, Trajectory
 
 KINDS = concrete_classes(problems, Problem)
@@ -72,10 +72,10 @@ def test_the_folder_holds_the_theorems_that_are_promised():
 
 @pytest.mark.parametrize("rule", RULES, ids=repr)
 @pytest.mark.parametrize("kind", KINDS, ids=lambda k: k.__name__)
-@given(seed=SEEDS, T=st.integers(1, 25))
-@settings(max_examples=3, deadline=None)
-def test_bound_holds(kind: type[Problem], rule, seed: int, T: int):
-    said = verdicts(frank_wolfe(kind.draw(seed, SMALL), rule, T))
+@given(seed=SEEDS, T=st.integers(1, 25), shape=st.tuples(st.integers(1, 7), st.integers(1, 7)))
+@settings(max_examples=4, deadline=None)
+def test_bound_holds(kind: type[Problem], rule, seed: int, T: int, shape: tuple[int, int]):
+    said = verdicts(frank_wolfe(kind.draw(seed, shape), rule, T))
     assert all(said.values()), said
 
 
@@ -151,6 +151,15 @@ def test_theorem_a_is_attained_on_both_branches(seed: int):
     expected = c.initial_gap + c.curvature / 2 if c.curvature < 2 * c.initial_gap else np.sqrt(2 * c.initial_gap * c.curvature)
     assert run.column("gap")[0] == pytest.approx(expected, rel=1e-9)
     assert FixedStepBound().check(run).ratio == pytest.approx(1.0, rel=1e-9)
+
+
+@pytest.mark.parametrize("T", [1, 2, 7])
+def test_theorem_a_with_the_run_s_own_decrease_is_attained_at_every_t(T: int):
+    """``beta/2 x^2`` on [-1/2, 1/2], from end to end with eta = 1: every gap is beta D^2/2 and the loss never falls."""
+    problem = Completion(np.zeros(1), constraint=FrobeniusBall(1, 0.5), start=np.array([0.5]))
+    run = frank_wolfe(problem, Fixed(1.0), T)
+    assert np.allclose(run.column("gap"), 0.5)
+    assert np.allclose(FixedStepBound().on_trajectory(run), 0.5)
 
 
 def test_theorem_a_is_attained_at_every_t_without_curvature():
@@ -276,19 +285,38 @@ def test_a_run_at_the_prescribed_step_is_guaranteed_the_value():
 )  # fmt: skip
 def test_a_planted_violation_is_found(bound: Bound, rule):
     """Iteration 7 is forged: a gap (for the primal rate, a loss) far above what any run could show."""
-    run = frank_wolfe(Sensing.draw(0, SMALL), LineSearch() if bound == DriftBound() else rule, 20)
+    run = frank_wolfe(Sensing.draw(0, SMALL), rule, 20)
     assert bound.check(run).holds
-    forged = {"loss": 1e6} if isinstance(bound, ConvexRate) else {"gap": 1e6, "eps": 0.0}
+    forged: dict = {"loss": 1e6} if isinstance(bound, ConvexRate) else {"gap": 1e6, "eps": 0.0}
+    if isinstance(bound, ShortStepBound) or isinstance(rule, LineSearch):
+        forged["eta"] = 1.0  # the short step's answer to such a gap: another would be refused before it is checked
     planted = run.altered(7, **forged)
     if isinstance(bound, ConvexGapRate):
         for t in range(2, 8):
             planted = planted.altered(t, gap=1e6)
-    if isinstance(bound, ShortStepBound) or isinstance(rule, LineSearch):
-        planted.step_size = LineSearch()  # a forged gap no longer fits the short step's own formula, which is refused first
     certificate = bound.check(planted)
     assert not certificate.holds
     assert certificate.slack < 0
     assert certificate.first_violation == {ConvexRate: 6, ConvexGapRate: 3}.get(type(bound), 7)
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1.0, 1e9])
+def test_a_planted_violation_is_found_at_any_scale(scale: float):
+    """A fifth more of the first gap than the loss's fall allows, where M alone would allow it."""
+    K = NuclearBall(SMALL, radius=scale)
+    problem = Completion(1e9 * scale * np.eye(*SMALL), constraint=K)
+    run = frank_wolfe(problem, Fixed(1.0), 20)
+    assert FixedStepBound().check(run).holds
+    certificate = FixedStepBound().check(run.altered(1, gap=1.2 * run.iterations[0].gap))
+    assert not certificate.holds
+    assert certificate.first_violation == 1
+    assert certificate.slack < 0
+
+
+def test_a_distance_that_is_understated_is_found():
+    """The middle term of the proof: the sum of (*) with the run's own distances."""
+    run = frank_wolfe(WorstCase(), Fixed(), 1)
+    assert not FixedStepBound().check(run.altered(1, distance=0.9)).holds
 
 
 def test_a_small_planted_violation_is_found_too():
@@ -320,6 +348,37 @@ def test_a_wrong_constant_is_found():
 # ---------------------------------------------------------------- assumptions
 
 
+class Dawdle(LineSearch):
+    """Calls itself a line search, and is none."""
+
+    def eta(self, step: Step) -> float:
+        return 0.01
+
+
+# Step sizes that belong to such a radius are tiny: a fixed absolute tolerance would take any of them for any rule.
+FLAT = Welsch(np.random.default_rng(0).standard_normal(SMALL), np.ones(SMALL), radius=1e8)
+SOLVED = Completion.draw(0, SMALL)
+
+
+def test_a_run_from_a_minimiser_is_a_short_step_s_too():
+    """M = 0: Fixed takes no step, and Theorem E reads the record as that of a short step."""
+    certificate = DriftBound().check(frank_wolfe(SOLVED, Fixed(), 5, start=SOLVED.solution()))
+    assert certificate.holds
+    assert certificate.measured == pytest.approx(0.0, abs=1e-12)
+
+
+def test_the_record_decides_and_not_the_rule_s_name():
+    """A rule of the user's own that is the short step gets the short step's guarantee."""
+
+    class Mine(StepSize):
+        def eta(self, step: Step) -> float:
+            return ShortStep().eta(step)
+
+    runs = [frank_wolfe(Sensing.draw(0, SMALL), rule, 20) for rule in (Mine(), ShortStep())]
+    assert DriftBound().check(runs[0]) == DriftBound().check(runs[1])
+    assert ShortStepBound().check(runs[0]).holds
+
+
 class _Nudge(Correction):
     def apply(self, problem, W, t):
         better = 0.5 * (W + problem.targets)
@@ -348,6 +407,11 @@ class _Nudge(Correction):
         ),
         (ChainBound(), lambda: frank_wolfe(Completion.draw(0, SMALL), Fixed(), 9), "the theorem is about the chain"),
         (FixedStepBound(), lambda: chain(Completion.draw(0, SMALL), TruncatedStep(1), 3), "made by chain"),
+        (ChainBound(), lambda: chain(Completion.draw(0, SMALL), TruncatedStep(1), 3).altered(2, rank=4), "its rank grows"),
+        (ShortStepBound(), lambda: frank_wolfe(FLAT, Fixed(9e-7), 9), "its step size at t = 1 is 9e-07"),
+        (AnytimeBound(), lambda: frank_wolfe(FLAT, Fixed(1e-9), 9), "its step size at t = 1 is 1e-09"),
+        (ShortStepBound(), lambda: frank_wolfe(Completion.draw(0, SMALL), Dawdle(), 9), "less than the"),
+        (FixedStepBound(), lambda: frank_wolfe(SOLVED, Fixed(), 5, start=SOLVED.solution()), "its step size is 0"),
         (DriftBound(), lambda: frank_wolfe(DriftingCompletion.draw(0, SMALL), Anytime(), 9), "its step size at t = "),
     ],
 )

@@ -210,6 +210,8 @@ def test_a_start_outside_the_ball_or_of_another_problem_is_refused():
     V = problem.constraint.lmo(np.random.default_rng(0).standard_normal(problem.constraint.shape))
     with pytest.raises(ArgumentError, match="`start` lies outside"):
         problem.admit(LowRank(V.U, 1.1 * V.s, V.V))
+    with pytest.raises(ArgumentError, match="`start` lies outside"):
+        problem.admit(ObservedPoint.of(LowRank(V.U, 1.1 * V.s, V.V), problem.entries))
     with pytest.raises(ArgumentError, match="must be a point of this problem"):
         problem.admit(SparseCompletion.draw(1).start)
     with pytest.raises(ArgumentError, match="must have shape"):

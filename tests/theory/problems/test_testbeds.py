@@ -22,6 +22,7 @@ from theory.problems import (
     PhaseRetrieval,
     Problem,
     Sensing,
+    SparseCompletion,
     TanhNetwork,
     TrustRegion,
     Welsch,
@@ -48,13 +49,13 @@ def test_the_folder_holds_every_row_of_the_table():
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda k: k.__name__)
-@given(seed=SEEDS)
-@settings(max_examples=5, deadline=None)
-def test_sampled_curvature_never_exceeds_beta(kind: type[Problem], seed: int):
+@given(seed=SEEDS, shape=st.tuples(st.integers(1, 7), st.integers(1, 7)))
+@settings(max_examples=6, deadline=None)
+def test_sampled_curvature_never_exceeds_beta(kind: type[Problem], seed: int, shape: tuple[int, int]):
     """And no sampled loss, distance or derivative contradicts its constant."""
-    audit = kind.draw(seed, SMALL).audit(seed, samples=5)
+    audit = kind.draw(seed, shape).audit(seed, samples=5)
     assert audit.holds, audit
-    assert audit.curvature <= audit.beta * (1 + 1e-6) + 1e-6
+    assert audit.curvature <= audit.beta + 1e-6 * audit.steepest
 
 
 @pytest.mark.parametrize("kind", ATTAINED, ids=lambda k: k.__name__)
@@ -68,6 +69,18 @@ def test_an_audit_finds_a_beta_that_is_too_small(kind: type[Problem]):
     problem = kind.draw(0, SMALL)
     problem.beta *= 0.9
     assert not problem.audit(samples=20).holds
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e9])
+def test_an_audit_finds_wrong_constants_at_any_scale(scale: float):
+    whole = Completion.draw(0, SMALL)
+    problem = Completion(whole.targets, scale * whole.weights, whole.constraint)
+    assert problem.audit().holds
+    problem.beta *= 0.9
+    assert not problem.audit().holds
+    problem.beta /= 0.9
+    problem.lowest = 0.01 * problem.audit().spread + problem.audit().loss
+    assert not problem.audit().holds
 
 
 def test_an_audit_finds_a_wrong_gradient_and_a_wrong_lower_bound():
@@ -177,6 +190,38 @@ def test_trust_region_is_solved_inside_on_the_boundary_and_in_the_hard_case():
     assert all(hard.loss(W) <= hard.loss(hard.constraint.sample(rng)) + 1e-12 for _ in range(2000))
 
 
+@pytest.mark.parametrize("least", [0.0, 1e-300, 1e-20, 1e-16, 1e-8])
+@pytest.mark.parametrize("scale", [1e-14, 1.0, 1e12])
+def test_trust_region_is_solved_near_the_hard_case_and_at_any_scale(least: float, scale: float):
+    """Q = (-1, 1), C = (least, .2): the least loss is continuous in `least`."""
+    problem = TrustRegion(scale * np.array([[-1.0, 1.0]]), scale * np.array([[least, 0.2]]), radius=1.0)
+    assert problem.lowest == pytest.approx(scale * (-0.51), rel=1e-7)
+    W = problem.solution()
+    assert np.linalg.norm(W) == pytest.approx(1.0)
+    assert problem.loss(W) == pytest.approx(problem.lowest, rel=1e-7)
+
+
+def test_a_problem_keeps_what_it_was_made_of():
+    """Changing the caller's arrays, the solution or a gradient's structure changes no problem."""
+    Y = np.diag([2.0, 1.0])
+    problem = Completion(Y, constraint=NuclearBall((2, 2), 5.0))
+    Y[0, 0] = problem.solution()[0, 0] = 9.0
+    assert problem.targets[0, 0] == problem.solution()[0, 0] == 2.0
+    sparse_problem = SparseCompletion([0, 1], [0, 1], [0.0, 1.0], (2, 2), 5.0)
+    with pytest.raises(ValueError, match="read-only"):
+        sparse_problem.gradient(sparse_problem.start).eliminate_zeros()
+    assert sparse_problem.loss(sparse_problem.start) == 0.5
+
+
+def test_phase_retrieval_judges_its_planted_point_at_any_scale():
+    problem = PhaseRetrieval.draw(0, SMALL)
+    for scale in (1e-6, 1e4):
+        y, planted = scale**2 * problem.y, scale * problem.planted
+        assert PhaseRetrieval(problem.A, y, 5, scale, planted).lowest_is_minimum
+        with pytest.raises(ArgumentError, match="`planted` must lie"):
+            PhaseRetrieval(problem.A, y, 5, scale, 0 * planted)
+
+
 def test_drift_suprema_are_exact():
     """``sup_K (L_{t+1} - L_t)`` is attained by a vertex and never exceeded."""
     problem, rng = DriftingCompletion.draw(0, SMALL), np.random.default_rng(0)
@@ -210,9 +255,29 @@ def test_the_certified_beta_of_phase_retrieval_fails_outside_its_ball():
         (lambda: Completion(np.full((2, 2), np.nan), constraint=NuclearBall((2, 2))), "must be finite"),
         (lambda: Completion(np.ones((2, 2)), start=9 * np.ones((2, 2))), "`start` lies outside"),
         (lambda: Sensing(np.ones((3, 2)), np.ones((3, 2)), np.ones(2), 1.0), "one row a measurement"),
-        (lambda: Welsch(np.ones((2, 2)), 0.5 * np.ones((2, 2)), 1.0), "`weights` must be 0 or 1"),
+        (lambda: Welsch(np.ones((2, 2)), 0.5 * np.ones((2, 2)), 1.0), "`weights` must be 0 or 1: an entry"),
         (lambda: PhaseRetrieval(np.ones((3, 2)), -np.ones(3), 1), "must not be negative"),
         (lambda: PhaseRetrieval(np.ones((3, 2)), np.ones(3), 1, planted=np.zeros((2, 1))), "`planted` must lie"),
+        (lambda: Completion(np.ones(3)), "`constraint` can be left out for a matrix"),
+        (lambda: Completion(np.zeros((2, 2))), "`constraint` can be left out for a matrix"),
+        (lambda: Completion(np.full((2, 2), np.nan)), "`targets` must be finite"),
+        (lambda: Concave(np.full((2, 2), np.nan)), "`C` must be finite"),
+        (lambda: Concave([["a", "b"]]), "`C` must hold real numbers"),
+        (lambda: TrustRegion(np.ones((2, 3)), np.ones((2, 2))), r"`q` must have shape \(2, 2\)"),
+        (lambda: Indefinite(2 * np.eye(3)[:, :1], np.ones((3, 2))), "`basis` must have fewer than 3 orthonormal columns"),
+        (lambda: Indefinite(np.eye(3), np.ones((3, 2))), "`basis` must have fewer"),
+        (lambda: Indefinite(np.eye(3)[:, :1], np.eye(3)[:, :1] @ np.ones((1, 2))), "`C` must have a part outside"),
+        (lambda: Logistic(np.ones((3, 2)), np.array([0, 1, 2]), classes=2), "`labels` must be 3 whole numbers from 0 to 1"),
+        (lambda: Logistic(np.ones((3, 2)), np.array([0.0, 1.0, 1.0]), classes=2), "`labels` must be"),
+        (lambda: Sensing(np.ones((2, 2)), np.ones((2, 2)), np.array([1.0, np.nan]), 1.0), "`y` must be finite"),
+        (lambda: TanhNetwork(np.ones(2), np.ones((3, 2)), np.ones(2)), "one row an example"),
+        (
+            lambda: DriftingCompletion(np.ones((2, 3)), *[np.ones((2, 2))] * 2, NuclearBall((2, 2))),
+            "`first` for .* must have shape",
+        ),
+        (lambda: SparseCompletion.skewed(0, (20, 20), 10, rank=0), "`rank` must be a whole number"),
+        (lambda: SparseCompletion.skewed(0, (20, 20), 10, noise=np.nan), "`noise` must be finite"),
+        (lambda: WorstCentred(size=0), "`size` must be a whole number"),
         (lambda: WorstCentred(size=1, M=0.01), "`size` must be at least"),
         (lambda: WorstCase(M=0.0), "`M` must be a finite number above 0"),
         (lambda: DriftingCompletion(*[np.ones((2, 2))] * 3, NuclearBall((2, 2)), speed=np.inf), "`speed` must be finite"),

@@ -173,7 +173,8 @@ def test_bad_gradients_are_refused_by_name(K: ConvexSet, bad: str):
         (lambda: sets.L1Ball(3, radius=float("nan")), "`radius` must be"),
         (lambda: sets.FrobeniusBall(3, radius="wide"), "`radius` must be a number"),  # pyright: ignore[reportArgumentType]
         (lambda: sets.SpectralBall((3, 2), bound=0.0), "`bound` must be"),
-        (lambda: sets.Simplex(0), "`shape` must be a whole number of at least 1"),
+        (lambda: sets.Simplex(0), "`size` must be a whole number of at least 1"),
+        (lambda: sets.L1Ball(2.5), "`shape` must be a whole number"),
         (lambda: sets.Simplex(3, scale=-2.0), "`scale` must be"),
         (lambda: sets.SupportBall((3, 2), rank=3), r"`SupportBall\(rank=3\)` exceeds the smaller side"),
         (lambda: sets.SupportBall((3, 2), rank=0), "`rank` must be"),
@@ -204,6 +205,11 @@ def test_support_ball_is_the_nuclear_and_the_frobenius_ball_at_its_ends():
         X = rng.standard_normal((4, 3))
         assert sets.SupportBall((4, 3), rank=1).norm(X) == pytest.approx(np.linalg.svd(X, compute_uv=False).sum())
         assert sets.SupportBall((4, 3), rank=3).norm(X) == pytest.approx(np.linalg.norm(X))
+
+
+def test_projection_of_a_point_too_far_away_for_float64_is_a_vertex():
+    P = NuclearBall((2, 2), radius=1e-8).project(1e10 * np.ones((2, 2)))
+    assert np.allclose(P, 0.5e-8 * np.ones((2, 2)), rtol=1e-9)
 
 
 def test_projection_onto_the_nuclear_ball_is_the_nearest_point():

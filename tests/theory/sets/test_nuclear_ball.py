@@ -9,9 +9,9 @@ import pytest
 from scipy import sparse
 from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
-from theory.errors import ArgumentError
+from theory.errors import ArgumentError, ConvergenceError
 from theory.points import LowRank, inner
-from theory.sets import NuclearBall
+from theory.sets import NuclearBall, nuclear_ball
 
 
 def forms(G: np.ndarray) -> dict:
@@ -63,3 +63,17 @@ def test_products_that_are_not_finite_are_refused():
         NuclearBall((3, 2)).lmo(broken)
     with pytest.raises(ArgumentError, match="not finite"):
         NuclearBall((3, 2)).lmo(sparse.csr_array(np.array([[np.inf, 0], [0, 1], [0, 0]])))
+
+
+def test_a_complex_operator_is_refused():
+    with pytest.raises(ArgumentError, match="must hold real numbers"):
+        NuclearBall((3, 2)).lmo(sparse.csr_array(1j * np.ones((3, 2))))
+
+
+def test_an_oracle_that_does_not_settle_says_so(monkeypatch):
+    """Two steps and no restart, on a matrix that needs more."""
+    monkeypatch.setattr(nuclear_ball, "STEPS", 2)
+    monkeypatch.setattr(nuclear_ball, "RESTARTS", 0)
+    G = sparse.csr_array(np.random.default_rng(0).standard_normal((30, 20)))
+    with pytest.raises(ConvergenceError, match="did not settle: relative residual"):
+        NuclearBall((30, 20)).lmo(G)
