@@ -157,11 +157,10 @@ class Bound(ABC):
         return Certificate(self.name, first is None, slack, first, float(measured[-1]), float(known[-1]))
 
     def rounding(self, run: Trajectory) -> Array:
-        """What float64 can add to the sides through the losses and the products of the gaps, ``(T,)``."""
+        """What float64 can add: losses are known to u |L|, and W to u D, which moves its gap by u beta D^2; ``(T,)``."""
         eta = run.column("eta")
-        least = eta[eta > 0].min(initial=1.0)
-        lost = np.abs(run.column("loss")) / least + np.abs(run.column("distance")) * run.constants.beta * run.constants.diameter
-        return 8 * np.finfo(float).eps * np.maximum.accumulate(lost)
+        lost = np.abs(run.column("loss")) / eta[eta > 0].min(initial=1.0)
+        return 8 * np.finfo(float).eps * (np.maximum.accumulate(lost) + run.constants.curvature)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
