@@ -16,7 +16,7 @@ from theory.discovery import concrete_classes
 from theory.frank_wolfe import frank_wolfe
 from theory.invariants import violations
 from theory.links import LinkSolver, TrainedLink, TruncatedStep
-from theory.problems import Problem
+from theory.problems import Problem, audit
 from theory.step_sizes import Anytime, Centred, Fixed, LineSearch, OpenLoop, ShortStep, StepSize
 from theory.trajectory import Trajectory
 
@@ -84,7 +84,7 @@ def execute(work: Work) -> dict[str, Any]:
         of the longest run.
     """
     problem = work.testbed.draw(work.seed)
-    audit = problem.audit()
+    seen = audit(problem)
     wants_each = isinstance(work.rule, StepSize) and work.rule.needs_horizon
     horizons = work.horizons if wants_each else work.horizons[-1:]
     runs = [
@@ -110,7 +110,7 @@ def execute(work: Work) -> dict[str, Any]:
         "horizons": list(work.horizons),
         "theorems": theorems,
         "invariants": [] if is_chain else [f"{words} (T = {len(run)})" for run in runs for words in violations(run)],
-        "audit": {**vars(audit), "holds": audit.holds},
+        "audit": {**vars(seen), "holds": seen.holds},
         "loss": [float(runs[-1].column("loss")[0]), float(runs[-1].final_loss)],
         "eps": float(runs[-1].column("eps").mean()) if is_chain else 0.0,
         "M": runs[-1].constants.initial_gap,

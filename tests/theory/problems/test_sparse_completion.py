@@ -12,7 +12,7 @@ from theory.errors import ArgumentError
 from theory.frank_wolfe import frank_wolfe
 from theory.oracles import Answer, Ask, Exact, Lanczos, Oracle
 from theory.points import LowRank
-from theory.problems import Completion, ObservedPoint, SparseCompletion
+from theory.problems import Completion, ObservedPoint, SparseCompletion, audit
 from theory.problems.observed_point import Entries
 from theory.sets import ConvexSet, NuclearBall
 from theory.step_sizes import Fixed, LineSearch, OpenLoop, ShortStep, StepSize
@@ -71,7 +71,7 @@ def test_repeated_observations_add_their_weights():
     problem, _ = repeated()
     assert problem.beta == problem.multiplicities.max() > 1
     assert problem.multiplicities.sum() == 200
-    assert problem.audit().holds
+    assert audit(problem).holds
 
 
 def test_arrays_are_answered_with_arrays():
