@@ -147,6 +147,10 @@ def test_block_coordinate_moves_one_layer_at_a_time(shuffled: bool):
         before = after
     run = frank_wolfe(problem, ShortStep(), 300, oracle=OneBlock(shuffled), seed=1)
     assert violations(run) == []
+    # The recorded gap is the whole product's: what the other layers would have given is the answer's eps.
+    G = problem.gradient(problem.start)
+    assert run.column("gap")[0] == pytest.approx(np.vdot(G, problem.start) + K.support(-G))
+    assert run.column("eps")[0] > 0.1 * run.column("gap")[0]
     assert run.column("gap")[-1] < 0.1 * run.column("gap")[0]
 
 
