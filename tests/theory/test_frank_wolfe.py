@@ -166,6 +166,15 @@ def test_a_noisy_gradient_is_a_measured_shortfall(gradient):
     assert noise == pytest.approx(0, abs=1e-12) if gradient == Noisy(0.0) else noise > 1e-4
 
 
+def test_minibatches_are_drawn_anew_and_are_the_gradient_on_average():
+    problem, rng = Sensing.draw(0, SMALL), np.random.default_rng(0)
+    W = problem.constraint.sample(rng)
+    G = problem.gradient(W)
+    drawn = np.array([Minibatch(problem.terms // 2).at(problem, W, G, rng) for _ in range(400)])
+    assert len(np.unique(drawn[:, 0, 0])) > 390
+    assert np.linalg.norm(drawn.mean(axis=0) - G) < 0.15 * np.linalg.norm(drawn - G, axis=(1, 2)).mean()
+
+
 def test_minibatches_of_all_terms_are_the_gradient():
     problem = Sensing.draw(0, SMALL)
     whole = frank_wolfe(problem, Fixed(), 10, gradient=Minibatch(problem.terms))
