@@ -39,9 +39,7 @@ class FactorSweep(Correction):
     ``-<G, W> = ridge |W|_*``, where it starts, and a sweep that ends with another norm than the radius corrects it. The new
     point is scaled to the best multiple that the ball holds, and taken if its loss is lower.
 
-    Measured at the size of MovieLens-1M, at rank 10 and 40: a sweep costs as much as 6 and 16 iterations with `Lanczos()` and
-    leaves a lower loss than 100 of them reach. Fifteen projected gradient steps on the factors, with exact line searches, cost
-    six times as much as the sweep and leave a higher one.
+    `python -m experiments completion-speed` measures what a sweep costs and how far below plain iterations it goes.
 
     Args:
         sweeps: over both factors, each time.

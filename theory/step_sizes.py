@@ -62,7 +62,7 @@ def best_fixed(initial_gap: float, curvature: float, T: int) -> float:
     """``eta* = min(1, sqrt(2 M / (C T)))``, which minimises ``M/(eta T) + C eta/2`` over (0, 1].
 
     Args:
-        initial_gap: M; with a drifting loss, M + 2 Delta.
+        initial_gap: M; with a drifting loss, M + Delta+ + Delta-.
         curvature: ``C = beta D^2``.
         T: iterations.
 
@@ -82,7 +82,7 @@ class Fixed(StepSize):
 
     Args:
         value: eta; None takes `best_fixed` for M and the run's length.
-        drift: 2 Delta, added to M where the loss drifts (Theorem E).
+        drift: Delta+ + Delta-, added to M where the loss drifts (Theorem E).
     """
 
     value: float | None = None
