@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.distributed as dist
 
@@ -26,6 +28,29 @@ def mean(value: float) -> float:
     return value if world_size() == 1 else _reduce(value, torch.float64, dist.ReduceOp.SUM) / world_size()
 
 
+def mean_(tensor: torch.Tensor) -> torch.Tensor:
+    """Replace a tensor by its mean over the ranks, in place."""
+    if world_size() > 1:
+        _through(tensor, lambda there: dist.all_reduce(there.div_(world_size())))
+    return tensor
+
+
+def from_first_(tensor: torch.Tensor) -> torch.Tensor:
+    """Replace a tensor by rank 0's, in place."""
+    if world_size() > 1:
+        _through(tensor, lambda there: dist.broadcast(there, src=0))
+    return tensor
+
+
+def gathered(tensor: torch.Tensor) -> torch.Tensor:
+    """Every rank's tensor along the first axis; shapes must agree."""
+    if world_size() == 1:
+        return tensor
+    parts = [torch.empty_like(tensor, device=_device()) for _ in range(world_size())]
+    dist.all_gather(parts, tensor.to(_device()))
+    return torch.cat(parts).to(tensor.device)
+
+
 def same(value: int) -> bool:
     """Whether every rank holds the same 64-bit integer: min = max."""
     if world_size() == 1:
@@ -34,8 +59,18 @@ def same(value: int) -> bool:
 
 
 def _reduce(value: float, dtype: torch.dtype, operation: dist.ReduceOp.RedOpType) -> float:
-    # NCCL reduces device tensors only, gloo takes the CPU's.
-    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
-    tensor = torch.tensor(value, dtype=dtype, device=device)
+    tensor = torch.tensor(value, dtype=dtype, device=_device())
     dist.all_reduce(tensor, op=operation)
     return tensor.item()
+
+
+def _device() -> torch.device:
+    # NCCL talks about device tensors only, gloo takes the CPU's.
+    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+
+
+def _through(tensor: torch.Tensor, talk: Callable[[torch.Tensor], object]) -> None:
+    there = tensor.detach().to(_device(), copy=True).contiguous()
+    talk(there)
+    with torch.no_grad():
+        tensor.copy_(there)

@@ -35,6 +35,14 @@ class Factors(NamedTuple):
         """``A`` as (rank, fan_in) and ``B`` as (out, rank)."""
         return self.A.flatten(1), self.B.flatten(1)
 
+    def norm(self) -> float:
+        """Frobenius norm of ``scale * B A``."""
+        return abs(self.scale) * product_norm(*self.matrices())
+
+    def spectrum(self) -> Tensor:
+        """Singular values of ``scale * B A``, largest first, in float64."""
+        return abs(self.scale) * product_spectrum(*self.matrices())
+
 
 def product_norm(A: Float[Tensor, "rank in_"], B: Float[Tensor, "out rank"]) -> float:
     """Frobenius norm of ``B A`` through Gram matrices: ``|BA|^2 = <B^T B, A A^T>``.
@@ -69,6 +77,34 @@ def product_svd(
     Q_A, R_A = torch.linalg.qr(A.double().mT)
     U, S, Vh = torch.linalg.svd(R_B @ R_A.mT, full_matrices=False)
     return Q_B @ U, S, Vh @ Q_A.mT
+
+
+def basis(Y: Float[Tensor, "n k"]) -> Float[Tensor, "n m"]:
+    """Orthonormal columns that span those of Y, ``m = min(n, k)``: the Q of a thin QR.
+
+    Returns:
+        Q; where Y is short of rank, some of its columns span more.
+
+    Example:
+        >>> Y = torch.randn(6, 2)
+        >>> torch.allclose(basis(Y) @ (basis(Y).mT @ Y), Y, atol=1e-6)
+        True
+    """
+    return torch.linalg.qr(Y).Q
+
+
+def top_directions(Z: Float[Tensor, "n k"]) -> Float[Tensor, "n m"]:
+    """Left singular vectors of Z, the strongest first, ``m = min(n, k)``, through a k x k SVD.
+
+    Returns:
+        Orthonormal columns.
+
+    Example:
+        >>> top_directions(torch.tensor([[0.0, 2.0], [3.0, 0.0]])).abs().round().tolist()
+        [[0.0, 1.0], [1.0, 0.0]]
+    """
+    Q, R = torch.linalg.qr(Z)
+    return Q @ torch.linalg.svd(R, full_matrices=False).U
 
 
 def product_spectrum(A: Float[Tensor, "rank in_"], B: Float[Tensor, "out rank"]) -> Float[Tensor, " k"]:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from peft import LoraConfig
@@ -101,8 +102,9 @@ class Site:
 
     @property
     def is_idle(self) -> bool:
-        """Whether the live link is exactly zero, as after a knot."""
-        return not bool(self.zeroed.any()) and (self.bias is None or not bool(self.bias.any()))
+        """Whether the live link is exactly zero: a factor is, as after a knot and while its direction is being looked for."""
+        is_zero = not (bool(self.zeroed.any()) and bool(self.drawn.any()))
+        return is_zero and (self.bias is None or not bool(self.bias.any()))
 
     def parameters(self) -> list[nn.Parameter]:
         """A, B and the factor's bias, where it has one."""
@@ -112,6 +114,37 @@ class Site:
         """What a merge changes, by the name it has in the base model."""
         targets = {f"{self.name}.weight": self.weight}
         return targets if self.bias is None else targets | {f"{self.name}.bias": self.base_bias}
+
+    def dropouts(self) -> list[nn.Dropout]:
+        """LoRA's own dropout in front of A, where the layer has one."""
+        present = [module for name, module in self.layer.lora_dropout.items() if name == self.adapter]
+        return [module for module in present if isinstance(module, nn.Dropout)]
+
+    @contextmanager
+    def substituted(self, A: Tensor, B: Tensor) -> Iterator[None]:
+        """Compute with other factors, of any rank and even with a graph, in place of the live link, which is untouched.
+
+        Args:
+            A: (any rank, in, ...).
+            B: (out, the same rank, ...).
+        """
+        slots: list[tuple[nn.Module, str, Tensor]]
+        if self.is_embedding:
+            slots = [(self.layer.lora_embedding_A, self.adapter, A), (self.layer.lora_embedding_B, self.adapter, B)]
+        else:
+            slots = [(self.layer.lora_A[self.adapter], "weight", A), (self.layer.lora_B[self.adapter], "weight", B)]
+        if self.bias is not None:
+            slots.append((self.layer.lora_B[self.adapter], "bias", torch.zeros_like(self.bias)))
+        # Straight into the modules' tables: a Parameter's place takes Parameters only, and nothing is to be registered anew.
+        tables = [(module._parameters, key, value) for module, key, value in slots]
+        live = [table[key] for table, key, _ in tables]
+        try:
+            for table, key, value in tables:
+                table[key] = value  # type: ignore[assignment]
+            yield
+        finally:
+            for (table, key, _), parameter in zip(tables, live, strict=True):
+                table[key] = parameter
 
     def live(self) -> Factors:
         """The live link, sliced to its rank; views of the Parameters."""

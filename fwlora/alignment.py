@@ -1,0 +1,183 @@
+"""The start of an aligned link: the optimizer steps in which it looks for the gradient's directions instead of training.
+
+The loop is the user's own. Its backward passes fill the gradients of factors that are pointed somewhere (`layers.probes`); a
+step takes them away, so that the inner optimizer moves nothing of the link, and the last one starts the link where they say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fwlora import distributed, linalg
+from fwlora.errors import ArgumentError, StateError
+from fwlora.layers.dropout import Muted
+from fwlora.layers.probes import Side
+from fwlora.layers.sites import Site
+from fwlora.rules import ResetRule
+
+# Why a link could not be aligned, by the number that the ranks agree on.
+REASONS = ("", "zero gradient", "gradient not finite")
+
+
+class Alignment:
+    """The phase of a link that is being aligned, and what came of the last one.
+
+    Half of the steps have the drawn factor and B = 0 (the other way round at embeddings): the gradient is ``G X``. Then the
+    zero factor gets an orthonormal basis Q of the sum of these and the drawn one is zero: the gradient is ``G^T Q``, whose
+    leading left singular vectors are the directions to start from.
+
+    Args:
+        rule: how many steps, and what to make of the directions.
+        sites: of the model.
+        draw: the reset's draw for the live link of a site.
+
+    Attributes:
+        fallbacks: for each site at which the live link started from its draw, why.
+    """
+
+    def __init__(self, rule: ResetRule, sites: Mapping[str, Site], draw: Callable[[Site], Tensor]) -> None:
+        self._rule, self._sites, self._draw = rule, sites, draw
+        self._done: int | None = None
+        self._sums: dict[str, Tensor] = {}
+        self._muted: Muted | None = None
+        self._thawed: list[nn.Parameter] = []
+        self.fallbacks: dict[str, str] = {}
+
+    @property
+    def is_on(self) -> bool:
+        """Whether the next step is a probe."""
+        return self._done is not None
+
+    def begin(self) -> None:
+        """A link has been drawn: look for its directions, where the rule says so."""
+        self.end()
+        self.fallbacks = {}
+        if self._rule.probes:
+            self._check_served()
+            self._done = 0
+            self._muted = Muted(self._sites.values())
+
+    def end(self) -> None:
+        """Stop looking, and put back what was changed for it; the factors stay as they are."""
+        self._done, self._sums = None, {}
+        self._freeze()
+        if self._muted is not None:
+            self._muted.lift()
+            self._muted = None
+
+    @contextmanager
+    def probing(self) -> Iterator[None]:
+        """Around an inner step: in this phase the factors' gradients are taken away before it and used after it."""
+        if self._done is None:
+            yield
+            return
+        self._check_served()
+        found = {name: self._product(site) for name, site in self._sites.items()}
+        for site in self._sites.values():
+            for parameter in site.parameters():
+                parameter.grad = None
+        yield
+        self._take(found)
+
+    def borrowed(self) -> list[nn.Parameter]:
+        """Factors that have a gradient for the time being and belong to no parameter group."""
+        return self._thawed
+
+    def document(self) -> dict[str, Any] | None:
+        """The phase as tensors and plain data; None where there is nothing to keep."""
+        if self._done is None and not self.fallbacks:
+            return None
+        return {"of": self._rule.probes, "done": self._done, "sums": dict(self._sums), "fallbacks": dict(self.fallbacks)}
+
+    def check(self, document: Mapping[str, Any] | None) -> None:
+        """Refuse a phase that another rule began.
+
+        Args:
+            document: of a state.
+
+        Raises:
+            StateError: when its number of steps is not this rule's.
+        """
+        if document is not None and document["done"] is not None and document["of"] != self._rule.probes:
+            raise StateError(
+                f"The state was saved within the {document['of']} steps that align a link, and `reset={self._rule}` has "
+                f"{self._rule.probes}; give the same `reset=` as when the state was made."
+            )
+
+    def restore(self, document: Mapping[str, Any] | None) -> None:
+        """Go on with a saved phase; the factors were restored before."""
+        self.end()
+        self.fallbacks = {} if document is None else dict(document["fallbacks"])
+        if document is not None and document["done"] is not None:
+            self._done = int(document["done"])
+            self._sums = {name: value.to(self._sites[name].A.device) for name, value in document["sums"].items()}
+            self._muted = Muted(self._sites.values())
+            if self._done >= self._turn:
+                self._thaw()
+
+    @property
+    def _turn(self) -> int:
+        """The step at which the sides change."""
+        return self._rule.probes // 2
+
+    def _product(self, site: Site) -> Tensor:
+        side = Side(site, site.zeroed if self._done is not None and self._done < self._turn else site.drawn)
+        if side.factor.grad is None:  # a layer that the batch did not reach
+            return torch.zeros_like(side.directions(side.factor.detach()), dtype=torch.float32)
+        return side.product.detach().to(torch.promote_types(side.factor.dtype, torch.float32))
+
+    def _take(self, found: Mapping[str, Tensor]) -> None:
+        assert self._done is not None
+        for name, product in found.items():
+            self._sums[name] = self._sums[name] + product if name in self._sums else product.clone()
+        self._done += 1
+        if self._done not in (self._turn, self._rule.probes):
+            return
+        sums, self._sums = self._sums, {}
+        usable = self._usable(sums)
+        if self._done == self._turn:
+            for name in usable:
+                Q = distributed.from_first_(linalg.basis(sums[name]))
+                Side(self._sites[name], self._sites[name].zeroed).point(Q)
+            self._thaw()
+            return
+        for name, site in self._sites.items():
+            fresh = self._draw(site).to(site.drawn)
+            if name in usable:
+                rows = self._rule.align(linalg.top_directions(sums[name]).mT)
+                # A side shorter than the rank has fewer directions; the draw fills up.
+                Side(site, site.drawn).directions(fresh)[:, : len(rows)] = rows.mT
+            site.reset_(distributed.from_first_(fresh))
+        self.end()
+
+    def _usable(self, sums: Mapping[str, Tensor]) -> list[str]:
+        """Sites with a finite gradient other than zero, in rank 0's judgement; the others are noted."""
+        mine = [2 if not bool(value.isfinite().all()) else int(not bool(value.any())) for value in sums.values()]
+        codes = distributed.from_first_(torch.tensor(mine, dtype=torch.int64)).tolist()
+        for name, code in zip(sums, codes, strict=True):
+            if code:
+                self.fallbacks.setdefault(name, REASONS[code])
+        return [name for name in sums if name not in self.fallbacks]
+
+    def _thaw(self) -> None:
+        self._thawed = [site.drawn for site in self._sites.values() if not site.drawn.requires_grad]
+        for parameter in self._thawed:
+            parameter.requires_grad_(True)
+
+    def _freeze(self) -> None:
+        for parameter in self._thawed:
+            parameter.requires_grad_(False)
+            parameter.grad = None
+        self._thawed = []
+
+    def _check_served(self) -> None:
+        if distributed.world_size() > 1 and any(not site.drawn.requires_grad for site in self._sites.values()):
+            raise ArgumentError(
+                f"`reset={self._rule}` needs the gradient of A for a step, and `freeze_A=True` hides it from data-parallel "
+                "training, which would not average it. Use `freeze_A=False`, another `reset=`, or one process."
+            )
