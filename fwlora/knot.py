@@ -9,21 +9,23 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fwlora import distributed, linalg
+from fwlora import distributed
 from fwlora.errors import KnotError, NonFiniteFactorsError, RankDisagreementError
 from fwlora.inner import DelegatingOptimizer
 from fwlora.layers.rounding import RowMerge
 from fwlora.layers.sites import Site, first_nonfinite
 from fwlora.linalg import Factors
-from fwlora.record.chain import Link
+from fwlora.record.chain import Link, update
 from fwlora.record.fingerprint import fingerprint
 from fwlora.record.ledger import KnotRecord
+from fwlora.rules import Coefficients
 
 
 class Knot:
@@ -33,11 +35,22 @@ class Knot:
         index: knots tied before, which is the index of the link that is retired.
         step: optimizer steps taken.
         link_steps: steps of the link that is retired.
-        scale: the link's coefficient, by the merge rule.
+        coefficients: by which earlier links shrink and the new one is scaled at each site, by the merge rule.
+        earlier: the links before, read where they shrink.
+        facts: further fields of the record, known before the knot begins.
     """
 
-    def __init__(self, index: int, step: int, link_steps: int, scale: float = 1.0) -> None:
-        self.index, self.step, self.link_steps, self.scale = index, step, link_steps, scale
+    def __init__(
+        self,
+        index: int,
+        step: int,
+        link_steps: int,
+        coefficients: Mapping[str, Coefficients],
+        earlier: Sequence[Link],
+        facts: Mapping[str, Any],
+    ) -> None:
+        self.index, self.step, self.link_steps = index, step, link_steps
+        self._coefficients, self._earlier, self._facts = coefficients, earlier, facts
         self._began = time.perf_counter()
         self._retired: dict[str, Factors] = {}
         self._merging: dict[str, list[RowMerge]] = {}
@@ -60,14 +73,17 @@ class Knot:
             # All that can fail comes first: the user's rule, and every allocation.
             fresh = draw(site).to(site.drawn)
             if site.name not in self._merging:
-                live = site.live()
+                live, coefficients = site.live(), self._coefficients[site.name]
                 retired = Factors(
                     _host_copy(live.A),
                     _host_copy(live.B),
-                    live.scale * self.scale,
+                    live.scale * coefficients.scale,
                     None if live.bias is None else _host_copy(live.bias),
                 )
-                merges = site.merges(live._replace(scale=retired.scale), residuals)
+                change = live._replace(scale=retired.scale)  # on its own device already
+                if coefficients.shrink != 1.0:
+                    change = update(self._earlier, Link({site.name: retired}, {site.name: coefficients.shrink}), site.name)
+                merges = site.merges(change, residuals)
                 self._retired[site.name] = retired
                 self._merging[site.name] = merges
             for merge in self._merging[site.name]:
@@ -75,13 +91,14 @@ class Knot:
             site.reset_(fresh)
             inner.forget(site.parameters())
             self._gains[site.name] = self._merging[site.name][0].gain
-            self._norms[site.name] = norm = _link_norm(self._retired[site.name])
+            self._norms[site.name] = norm = self._retired[site.name].norm()
             self._relative[site.name] = norm / max(_norm(site.weight), torch.finfo(torch.float32).tiny)
             del self._merging[site.name]
 
     def link(self) -> Link:
         """What was retired."""
-        return Link(self._retired)
+        shrinks = {name: c.shrink for name, c in self._coefficients.items() if c.shrink != 1.0}
+        return Link(self._retired, shrinks)
 
     def record(self) -> KnotRecord:
         """The knot's line in the ledger."""
@@ -93,6 +110,7 @@ class Knot:
             link_norms=self._norms,
             relative_updates=self._relative,
             gains=self._gains,
+            **self._facts,
             seconds=time.perf_counter() - self._began,
         )
 
@@ -148,15 +166,6 @@ def verify_agreement(sites: Mapping[str, Site]) -> None:
             "After a knot the ranks hold different factors. Give every rank the same `seed=` and the same sites, and tie "
             "knots on all ranks or on none."
         )
-
-
-def link_norm(sites: Mapping[str, Site]) -> float:
-    """Frobenius norm of the live link over all sites."""
-    return sum(_link_norm(site.live()) ** 2 for site in sites.values()) ** 0.5
-
-
-def _link_norm(factors: Factors) -> float:
-    return abs(factors.scale) * linalg.product_norm(*factors.matrices())
 
 
 def _host_copy(tensor: Tensor) -> Tensor:

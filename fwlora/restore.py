@@ -17,7 +17,7 @@ from torch import Tensor
 from fwlora.errors import CloseReplayWarning, StateError, warn
 from fwlora.layers.rounding import ROUNDED
 from fwlora.layers.sites import Site
-from fwlora.record.chain import Link
+from fwlora.record.chain import Link, update
 from fwlora.record.fingerprint import Fingerprint, fingerprint
 
 Original = Mapping[str, Tensor] | str | os.PathLike[str]
@@ -45,10 +45,12 @@ def replay(site: Site, links: Iterable[Link], start: Mapping[str, Tensor], *, in
         for name, target in into.items():
             if target is not start[name]:
                 target.copy_(start[name])
+    done: list[Link] = []
     for link in links:
         if site.name in link.factors:
-            for merge in site.merges(link.factors[site.name], residuals, into=into):
+            for merge in site.merges(update(done, link, site.name), residuals, into=into):
                 merge.run()
+        done.append(link)
     return residuals
 
 

@@ -2,6 +2,9 @@
 
 Links lie on the CPU, or, with a directory, in one safetensors file each, so that a long chain costs no memory. Spectra and
 norms go through thin QRs of the stacked factors and never form an out x in matrix.
+
+A link is never changed: a knot that shrinks the links before it (Algorithm 2) writes the shrink into its own link, and the
+coefficient of a link is the product of the shrinks of all later ones.
 """
 
 from __future__ import annotations
@@ -9,8 +12,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
 
@@ -26,39 +29,48 @@ from fwlora.linalg import Factors
 
 @dataclass(frozen=True, eq=False)  # tensors do not compare to a bool
 class Link:
-    """What was learned between two knots: each site's retired factors, whose scale includes the link's coefficient."""
+    """What was learned between two knots.
+
+    Attributes:
+        factors: each site's retired factors, whose scale includes the coefficient that the knot gave them.
+        shrinks: what the knot multiplied the earlier links of a site by; 1 where nothing stands.
+    """
 
     factors: Mapping[str, Factors]
+    shrinks: Mapping[str, float] = field(default_factory=dict)
 
     def document(self) -> dict[str, Any]:
         """Tensors and plain containers for the state."""
-        return {name: factors._asdict() for name, factors in self.factors.items()}
+        return {"sites": {name: factors._asdict() for name, factors in self.factors.items()}, "shrinks": dict(self.shrinks)}
 
     @classmethod
-    def from_document(cls, document: Mapping[str, Mapping[str, Any]]) -> Link:
+    def from_document(cls, document: Mapping[str, Any]) -> Link:
         """The link of a state, on the CPU."""
-        return cls({name: _on_cpu(Factors(**entry)) for name, entry in document.items()})
+        return cls({name: _on_cpu(Factors(**entry)) for name, entry in document["sites"].items()}, document["shrinks"])
 
     def to_bytes(self) -> bytes:
-        """A safetensors file: ``<site>.A``, ``<site>.B``, ``<site>.bias``, with the scales in the metadata."""
+        """A safetensors file: ``<site>.A``, ``<site>.B``, ``<site>.bias``, with scales and shrinks in the metadata."""
         tensors = {
             f"{name}.{letter}": getattr(factors, letter).contiguous()
             for name, factors in self.factors.items()
             for letter in ("A", "B", "bias")
             if getattr(factors, letter) is not None
         }
-        return save(tensors, {"scales": json.dumps({name: f.scale for name, f in self.factors.items()})})
+        scales = {name: factors.scale for name, factors in self.factors.items()}
+        return save(tensors, {"scales": json.dumps(scales), "shrinks": json.dumps(dict(self.shrinks))})
 
     @classmethod
     def from_file(cls, path: Path) -> Link:
         """The link that `to_bytes` made."""
         with safe_open(path, framework="pt") as file:
             scales = json.loads(file.metadata()["scales"])
+            shrinks = json.loads(file.metadata().get("shrinks", "{}"))
             keys = set(file.keys())
             read = {key: file.get_tensor(key) for key in keys}
-        return cls({
+        factors = {
             name: Factors(read[f"{name}.A"], read[f"{name}.B"], s, read.get(f"{name}.bias")) for name, s in scales.items()
-        })
+        }
+        return cls(factors, shrinks)
 
 
 @dataclass(frozen=True)
@@ -108,29 +120,16 @@ class Chain(Sequence[Link]):
         return list(dict.fromkeys(name for link in self for name in link.factors))
 
     def stacked(self, site: str, live: Factors | None = None) -> Factors | None:
-        """All links of a site as one: A's stacked, scaled B's side by side; None where no link holds the site.
-
-        ``sum_i s_i B_i A_i = [s_1 B_1 ... s_m B_m] [A_1; ...; A_m]``
+        """All links of a site as one, see `stack`.
 
         Args:
             site: the site's name.
             live: the live link, to be counted in.
 
         Returns:
-            Factors of the summed rank, with scale 1.
+            Factors of the summed rank, with scale 1; None where no link holds the site.
         """
-        links = [link.factors[site] for link in self if site in link.factors] + ([] if live is None else [_on_cpu(live)])
-        if not links:
-            return None
-        # Half-precision factors are multiplied in float32 at a merge, and so they are here.
-        links = [f._replace(A=_at_least_float32(f.A), B=_at_least_float32(f.B)) for f in links]
-        bias = None if links[0].bias is None else sum(f.scale * f.bias for f in links if f.bias is not None)
-        return Factors(
-            torch.cat([f.A for f in links]),
-            torch.cat([f.scale * f.B for f in links], dim=1),
-            1.0,
-            bias if isinstance(bias, Tensor) else None,
-        )
+        return stack([*self, *([] if live is None else [Link({site: _on_cpu(live)})])], site)
 
     def delta(self, site: str) -> Tensor:
         """The sum of a site's links as an (out, fan_in) matrix."""
@@ -168,7 +167,7 @@ class Chain(Sequence[Link]):
     def document(self) -> list[dict[str, Any]]:
         """Each link, or its file's name and checksum, for the state."""
         return [
-            {"file": link.file, "sha256": link.sha256} if isinstance(link, StoredLink) else {"sites": link.document()}
+            {"file": link.file, "sha256": link.sha256} if isinstance(link, StoredLink) else link.document()
             for link in self._links
         ]
 
@@ -178,7 +177,7 @@ class Chain(Sequence[Link]):
         chain = cls(directory)
         for entry in document:
             if "sites" in entry:
-                chain.append(Link.from_document(entry["sites"]))
+                chain.append(Link.from_document(entry))
             else:
                 chain._adopt(StoredLink(entry["file"], entry["sha256"]))
         return chain
@@ -229,6 +228,60 @@ class Chain(Sequence[Link]):
 
     def __repr__(self) -> str:
         return f"Chain({len(self)} links{'' if self.directory is None else f' in {str(self.directory)!r}'})"
+
+
+def stack(links: Iterable[Link], site: str) -> Factors | None:
+    """Links of a site as one: A's stacked, B's side by side, each times its scale and the shrinks of all later links.
+
+    ``sum_i c_i s_i B_i A_i = [c_1 s_1 B_1 ... c_m s_m B_m] [A_1; ...; A_m]``, ``c_i = prod_{j > i} shrink_j``
+
+    Args:
+        links: in order.
+        site: the site's name.
+
+    Returns:
+        Factors of the summed rank, with scale 1; None where no link holds the site.
+    """
+    chosen: list[Factors] = []
+    coefficient = 1.0
+    for link in reversed([link for link in links if site in link.factors]):
+        factors = link.factors[site]
+        if coefficient != 0:
+            # Half-precision factors are multiplied in float32 at a merge, and so they are here.
+            A, B = _at_least_float32(factors.A), _at_least_float32(factors.B)
+            chosen.insert(0, Factors(A, B, coefficient * factors.scale, factors.bias))
+        coefficient *= link.shrinks.get(site, 1.0)
+    if not chosen:
+        return None
+    bias = None if chosen[0].bias is None else sum(f.scale * f.bias for f in chosen if f.bias is not None)
+    return Factors(
+        torch.cat([f.A for f in chosen]),
+        torch.cat([f.scale * f.B for f in chosen], dim=1),
+        1.0,
+        bias if isinstance(bias, Tensor) else None,
+    )
+
+
+def update(earlier: Iterable[Link], link: Link, site: str) -> Factors:
+    """What a knot adds to the weight of a site: ``s B A``, and what it takes from the earlier links where it shrinks them.
+
+    ``D <- shrink D + s B A`` is ``W <- W + [ (shrink - 1) D + s B A ]``. Knot and replay both add just this, so that a replay
+    repeats the same operations.
+
+    Args:
+        earlier: the links before, read only where the knot shrinks them.
+        link: the knot's own.
+        site: a site that the link holds.
+
+    Returns:
+        Factors of the change.
+    """
+    new, shrink = link.factors[site], link.shrinks.get(site, 1.0)
+    before = None if shrink == 1.0 else stack(earlier, site)
+    if before is None:
+        return new
+    B = torch.cat([(shrink - 1.0) * before.B, new.scale * _at_least_float32(new.B)], dim=1)
+    return Factors(torch.cat([before.A, _at_least_float32(new.A)]), B, 1.0, new.bias)
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -22,6 +22,10 @@ class KnotRecord:
         link_norms: Frobenius norm of ``s B A`` at each site.
         relative_updates: ``|dW| / |W|`` at each site.
         gains: ``<realised, asked> / |asked|^2`` of the merge at each site that is stored in half precision, else None.
+        eta: Algorithm 2's step size; None where earlier links do not shrink.
+        norms: norm of the chain's sum at each site after the knot, in the merge rule's set; empty without a set.
+        gap: what was measured before the knot, as `GapReport.document()` has it; None where nothing was.
+        fallbacks: why the retired link had started from its draw, at sites where it was to be aligned.
         refused: why the knot was not tied; None for a knot.
         replay: ``"exact"`` or ``"close"`` where this link was merged by replaying a saved chain, else None.
         seconds: wall time of the knot, outside equality and state.
@@ -34,6 +38,10 @@ class KnotRecord:
     link_norms: dict[str, float] = field(default_factory=dict)
     relative_updates: dict[str, float] = field(default_factory=dict)
     gains: dict[str, float | None] = field(default_factory=dict)
+    eta: float | None = None
+    norms: dict[str, float] = field(default_factory=dict)
+    gap: dict[str, Any] | None = None
+    fallbacks: dict[str, str] = field(default_factory=dict)
     refused: str | None = None
     replay: str | None = None
     seconds: float = field(default=0.0, compare=False)

@@ -17,7 +17,7 @@ from fwlora.errors import StateError
 from fwlora.record.fingerprint import Fingerprint
 
 KEY = "fwlora"
-VERSION = 1
+VERSION = 2
 STEP, KNOT = "fw_step", "fw_knot"
 """Counters that ride in every param group, for torch's distributed checkpoint keeps nothing else of us."""
 
@@ -41,6 +41,7 @@ class State:
         originals: fingerprint of each adapted parameter before the first merge.
         merged: fingerprint of each adapted parameter as it was when the state was made.
         history: what the knot schedule reads, step by step in the live link.
+        alignment: the phase of a link that looks for its directions, and what came of the last one; None for neither.
     """
 
     seed: int
@@ -57,6 +58,7 @@ class State:
     originals: dict[str, Fingerprint]
     merged: dict[str, Fingerprint]
     history: dict[str, list[float]]
+    alignment: dict[str, Any] | None
 
     def document(self) -> dict[str, Any]:
         """Tensors and plain containers, with the format's version."""
@@ -78,10 +80,10 @@ class State:
         Raises:
             StateError: for another version or a document that is no state of ours.
         """
-        values = dict(document)
+        values = _migrated(document)
         version = values.pop("version", None)
         if version != VERSION:
-            raise StateError(f"The state has format version {version!r} and this fwlora reads {VERSION}; upgrade fwlora.")
+            raise StateError(f"The state has format version {version!r} and this fwlora reads up to {VERSION}; upgrade fwlora.")
         missing = {f.name for f in fields(cls)} ^ set(values)
         if missing:
             raise StateError(f"The state's {KEY!r} entry is damaged: unknown or missing fields {sorted(missing)}.")
@@ -134,6 +136,14 @@ class State:
                 f"The state trains {_shapes(self.trained)} in full and this optimizer {_shapes(trained)}; give the same model "
                 "and `train_modules=`."
             )
+
+
+def _migrated(document: Mapping[str, Any]) -> dict[str, Any]:
+    """A document of an older version in today's words: version 1 knew neither shrinks nor alignment."""
+    if document.get("version") != 1:
+        return dict(document)
+    links = [entry | {"shrinks": {}} if "sites" in entry else entry for entry in document.get("links", [])]
+    return {**document, "version": VERSION, "links": links, "alignment": None}
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

@@ -1,0 +1,86 @@
+"""The plan of a knot: what the merge rule makes of the live link, held against the rule's set before anything is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from fwlora.errors import KnotError
+from fwlora.layers.sites import Site
+from fwlora.linalg import Factors
+from fwlora.record.chain import Chain, Link, stack
+from fwlora.rules import Ball, Coefficients, MergeRule, Retiring
+
+TOLERANCE = 1e-5
+"""What float32 factors may put on a norm; the iterate is exactly in the set by the convexity of the step."""
+
+
+class Plan(NamedTuple):
+    """What a knot will do.
+
+    Attributes:
+        coefficients: by which earlier links shrink and the new one is scaled, at each site.
+        norms: of the new sum at each site, in the rule's set; empty without one.
+        eta: the step size; None where earlier links do not shrink.
+    """
+
+    coefficients: Mapping[str, Coefficients]
+    norms: dict[str, float]
+    eta: float | None
+
+
+def plan(rule: MergeRule, sites: Mapping[str, Site], chain: Chain, gap: float | None) -> Plan:
+    """Ask the rule, and check that the iterate stays in its set: ``|shrink D + scale s B A| <= radius`` at every site.
+
+    Args:
+        rule: how links are folded in.
+        sites: with their live links.
+        chain: the earlier links.
+        gap: ``<G, W - V>`` of the live link's vertex V, where it was measured.
+
+    Returns:
+        The plan.
+
+    Raises:
+        KnotError: for a plan that leaves the set; nothing was changed.
+    """
+    links = {name: site.live() for name, site in sites.items()}
+    ball = rule.ball
+    if ball is None:
+        norms = {name: link.norm() for name, link in links.items()}
+        return Plan(rule.plan(Retiring(len(chain), norms)), {}, None)
+
+    norms = {name: ball.norm(link.spectrum()) for name, link in links.items()}
+    sums = {name: chain.stacked(name) for name in links}
+    distance = _distance(ball, links, norms, sums) if rule.needs_gap else None
+    facts = Retiring(len(chain), norms, gap, distance)
+    coefficients = rule.plan(facts)
+    after = {}
+    for name, (shrink, scale) in coefficients.items():
+        total = _sum(name, sums[name], links[name], shrink, scale)
+        after[name] = 0.0 if total is None else ball.norm(total.spectrum())
+        if not after[name] <= ball.radius * (1 + TOLERANCE):
+            raise KnotError(
+                f"`merge={rule}`: after this knot the sum of the links at {name!r} has norm {after[name]:.6g}, outside the "
+                "set. The chain so far was made in a larger set, or by another rule: give the one that it was made with."
+            )
+    return Plan(coefficients, after, rule.eta(facts))
+
+
+def _distance(
+    ball: Ball, links: Mapping[str, Factors], norms: Mapping[str, float], sums: Mapping[str, Factors | None]
+) -> float:
+    """``|V - W|`` over the sites that move, ``V = radius s B A / |s B A|`` and W both around the original weight."""
+    square = 0.0
+    for name, link in links.items():
+        if norms[name] > 0:
+            total = _sum(name, sums[name], link, -1.0, ball.radius / norms[name])
+            assert total is not None
+            square += total.norm() ** 2
+    return square**0.5
+
+
+def _sum(name: str, before: Factors | None, link: Factors, shrink: float, scale: float) -> Factors | None:
+    """``shrink * before + scale * link`` as factors."""
+    new = Link({name: link._replace(A=link.A.cpu(), B=link.B.cpu(), scale=scale * link.scale)}, {name: shrink})
+    return stack([*([] if before is None else [Link({name: before})]), new], name)
