@@ -57,6 +57,7 @@ class Course:
             link_end=self._link_end(),
             descent=latest.get("descent"),
             loss=latest.get("loss"),
+            gap=latest.get("gap"),
             history={name: tuple(values) for name, values in self.history.items()},
         )
 
@@ -114,11 +115,12 @@ class Course:
         if "loss" in self.knots.reads:
             self._loss = float(loss.detach() if isinstance(loss, Tensor) else loss)
 
-    def observe(self, descent: float | None) -> None:
+    def observe(self, descent: float | None, *, trains: bool = True) -> None:
         """Enter what the schedule reads into the history, averaged over the ranks.
 
         Args:
             descent: ``-<grad_B, B>``, where the schedule reads it.
+            trains: whether the step trains the link; others tell nothing of it and are not entered.
 
         Raises:
             ArgumentError: where the schedule reads the loss and was told none.
@@ -129,13 +131,25 @@ class Course:
                     f"`knots={self.knots}` reads the loss and was told none: call `optimizer.observe(loss)` before "
                     "`optimizer.step()`, or give step() a closure."
                 )
-            self.history.setdefault("loss", []).append(distributed.mean(self._loss))
+            if trains:
+                self.history.setdefault("loss", []).append(distributed.mean(self._loss))
             self._loss = None
-        if descent is not None:
+        if descent is not None and trains:
             self.history.setdefault("descent", []).append(distributed.mean(descent))
 
-    def check_link(self) -> None:
-        """Ask where the link ends, which raises where nobody can know; say once that a link is shorter than is of use."""
+    def note_gap(self, gap: float) -> None:
+        """A Frank-Wolfe gap was measured."""
+        self.history.setdefault("gap", []).append(gap)
+
+    def check_link(self, probes: int) -> None:
+        """Ask where the link ends, which raises where nobody can know; say once that a link is shorter than is of use.
+
+        Args:
+            probes: steps at its start that do not train it.
+
+        Raises:
+            ArgumentError: for a schedule that cannot say, or a first link that would never train.
+        """
         if not isinstance(self.knots, CountedKnots):
             return
         due = self.knots.next_knot(self.step, self.total_steps)
@@ -143,6 +157,11 @@ class Course:
             raise ArgumentError(
                 f"`link_lr={self.link_lr}` must know where the last link ends, and `knots={self.knots}` does not say: set "
                 "`optimizer.total_steps = ...` before the first step, or use `Flat()`."
+            )
+        if due is not None and self.step == 0 and 0 < due <= probes:
+            raise ArgumentError(
+                f"`knots={self.knots}` makes a link of {due} steps, and `reset=` spends {probes} on finding its direction: it "
+                "would never train. Give longer links, or another reset."
             )
         if due is not None and due - self.step < SHORT_LINK and not (self.link_step or self._warned_of_short_link):
             self._warned_of_short_link = True

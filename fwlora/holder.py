@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from fwlora import restore
+from fwlora.alignment import Alignment
 from fwlora.course import Course
 from fwlora.errors import ArgumentError, FinishedError, StateError
 from fwlora.inner import DelegatingOptimizer
@@ -24,7 +25,7 @@ from fwlora.record.chain import Chain
 from fwlora.record.fingerprint import Fingerprint
 from fwlora.record.ledger import KnotRecord, Ledger
 from fwlora.record.state import KNOT, STEP
-from fwlora.rules import Progress
+from fwlora.rules import Progress, ResetRule
 
 
 class ChainHolder(DelegatingOptimizer):
@@ -34,6 +35,7 @@ class ChainHolder(DelegatingOptimizer):
         inner: the optimizer that takes the steps.
         attachment: the model's sites.
         course: counters and observations.
+        reset: where a fresh link starts from.
         seed: of the draws.
         chain_dir: where to keep the links; None keeps them on the CPU.
     """
@@ -43,6 +45,7 @@ class ChainHolder(DelegatingOptimizer):
         inner: Optimizer,
         attachment: Attachment,
         course: Course,
+        reset: ResetRule,
         *,
         seed: int,
         chain_dir: str | os.PathLike[str] | None,
@@ -51,6 +54,8 @@ class ChainHolder(DelegatingOptimizer):
         self.seed = seed
         self._attachment = attachment
         self._course = course
+        self.reset = reset
+        self._alignment = Alignment(reset, attachment.sites, self._draw_live)
         self._chain = Chain(chain_dir)
         self._ledger = Ledger()
         self._residuals: dict[str, Tensor] = {}
@@ -66,8 +71,14 @@ class ChainHolder(DelegatingOptimizer):
         """Go on with a knot that an exception cut off."""
 
     @abstractmethod
-    def start_link(self, site: Site, index: int) -> None:
-        """Reset a site to the fresh factors of the link of this index."""
+    def _draw(self, site: Site, index: int) -> Tensor:
+        """The drawn factor of a site's link of this index."""
+
+    def start_link(self, index: int) -> None:
+        """Reset every site to the fresh factors of the link of this index, and look for its directions where the rule does."""
+        for site in self._sites.values():
+            site.reset_(self._draw(site, index).to(site.drawn))
+        self._alignment.begin()
 
     @property
     def progress(self) -> Progress:
@@ -120,6 +131,12 @@ class ChainHolder(DelegatingOptimizer):
         """Tell the loss of the coming step to a knot schedule that reads it, where `step()` gets no closure."""
         self._course.hear(loss)
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Reset the gradients of all parameters, as torch.optim does, those borrowed to look for a direction included."""
+        super().zero_grad(set_to_none)
+        for parameter in self._alignment.borrowed():
+            parameter.grad = None
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Train further parameters of the model in full, as torch.optim does; the state keeps them by name.
 
@@ -156,6 +173,9 @@ class ChainHolder(DelegatingOptimizer):
     @property
     def _sites(self) -> dict[str, Site]:
         return self._attachment.sites
+
+    def _draw_live(self, site: Site) -> Tensor:
+        return self._draw(site, len(self._chain))
 
     def _factors(self) -> list[nn.Parameter]:
         return [parameter for site in self._sites.values() for parameter in site.parameters()]

@@ -32,7 +32,7 @@ _ZEROED_IS_FRESH: tuple[type[Optimizer], ...] = (
 )
 # Attributes that others hang on the instance (schedulers and accelerate patch `step`) or that hold unpicklable callbacks.
 _TRANSIENT = frozenset({
-    "step", "_opt_called", "_knot_hooks",
+    "step", "_opt_called", "_knot_hooks", "_at_knots",
     "_optimizer_step_pre_hooks", "_optimizer_step_post_hooks",
     "_optimizer_state_dict_pre_hooks", "_optimizer_state_dict_post_hooks",
     "_optimizer_load_state_dict_pre_hooks", "_optimizer_load_state_dict_post_hooks",
@@ -232,20 +232,22 @@ def check_muon(inner: object, sites: Iterable[tuple[str, bool, list[nn.Parameter
             )
 
 
-def check_connected(stepped: Iterable[Tensor], factors: Iterable[nn.Parameter]) -> None:
+def check_connected(stepped: Iterable[Tensor], factors: Iterable[nn.Parameter], borrowed: Iterable[nn.Parameter] = ()) -> None:
     """At the first step: the groups hold the model's own factors, and some factor has a gradient.
 
     Args:
         stepped: the parameters in the groups.
         factors: the model's factors, looked up now.
+        borrowed: factors that require a gradient for the time being and are not stepped.
 
     Raises:
         DisconnectedParametersError: for factors that no group holds.
         NoGradientError: where nothing would ever train.
     """
     ids = {id(parameter) for parameter in stepped}
+    lent = {id(parameter) for parameter in borrowed}
     trainable = [parameter for parameter in factors if parameter.requires_grad]
-    if any(id(parameter) not in ids for parameter in trainable):
+    if any(id(parameter) not in ids | lent for parameter in trainable):
         raise DisconnectedParametersError(
             "The optimizer's parameters are no longer the model's own (was the model sharded, cast or re-injected after "
             "`ChainLoRAOptimizer(model)`?); make the optimizer last."

@@ -18,11 +18,13 @@ from torch import Tensor, nn
 
 from fwlora.course import Course
 from fwlora.errors import ArgumentError, KnotError, NonFiniteFactorsError, RefusedKnotWarning, warn
+from fwlora.folding import plan
+from fwlora.gap import GapReport
 from fwlora.inner import build_inner, check_connected, check_muon, groups_by_role
-from fwlora.knot import Knot, check_finite, link_norm, sigint_waits, verify, verify_agreement
+from fwlora.knot import Knot, check_finite, sigint_waits, verify, verify_agreement
 from fwlora.layers.attach import attach, lora_layers, undone_on_error
 from fwlora.layers.sites import Site, generator_for
-from fwlora.outlets import ExportingChain
+from fwlora.measuring import MeasuredChain
 from fwlora.record.ledger import KnotRecord
 from fwlora.restore import Original
 from fwlora.rules import (
@@ -45,7 +47,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class ChainLoRAOptimizer(ExportingChain):
+class ChainLoRAOptimizer(MeasuredChain):
     r"""Chain of LoRA (COLA, arXiv 2401.04151, Algorithm 1) in any training loop.
 
     At every site the frozen weight W carries a live link, ``W + s B A``. Between knots an inner optimizer trains A and B; at a
@@ -64,7 +66,7 @@ class ChainLoRAOptimizer(ExportingChain):
         knots: when to tie a knot.
         link_lr: a factor on the learning rate within a link.
         reset: where a fresh link starts from.
-        merge: how a retired link is folded in; `Add()`.
+        merge: how a retired link is folded in: `Add()`, or `FrankWolfe(set, step_size)`, Algorithm 2 of the paper.
         blocks: which sites learn in a link; `AllSites()`.
         freeze_A: train B only; A is drawn anew at each knot (RAC-LoRA).
         lora_bias: train a bias with each B and merge it into the layer's own (the paper's OPT setting).
@@ -126,14 +128,17 @@ class ChainLoRAOptimizer(ExportingChain):
     ) -> None:
         self.knots = _rule("knots", knots, KnotSchedule, "Every(500)")
         self.link_lr = _rule("link_lr", link_lr, LinkLR, "Flat(warmup=10)")
-        self.reset = _rule("reset", reset, ResetRule, "Kaiming()")
-        self.merge = _rule("merge", merge, Add, "Add()")
+        self.merge = _rule("merge", merge, MergeRule, "Add()")
         self.blocks = _rule("blocks", blocks, AllSites, "AllSites()")
         self.ranks = rank if isinstance(rank, RankSchedule) else None
         course = Course(knots, link_lr)
         brings_its_ranks = lora_config is not None or (isinstance(model, nn.Module) and bool(lora_layers(model)))
         first_rank = rank if self.ranks is None else None if brings_its_ranks else self.ranks.rank(0)
 
+        if self.merge.ball is not None and (lora_bias or (lora_config is not None and lora_config.lora_bias)):
+            raise ArgumentError(
+                f"`merge={merge}` keeps weights in a set and says nothing of biases; use `lora_bias=False`, or `merge=Add()`."
+            )
         with undone_on_error(model):
             attachment = attach(
                 model,
@@ -161,18 +166,20 @@ class ChainLoRAOptimizer(ExportingChain):
                 build_inner(inner, groups, options, own_names),
                 attachment,
                 course,
+                _rule("reset", reset, ResetRule, "Kaiming()"),
                 seed=_whole("seed", seed),
                 chain_dir=chain_dir,
                 original=original,
                 residual_in_state=residual_in_state,
                 exact_replay=exact_replay,
             )
-        self._knot: Knot | None = None
-        self._unchecked_agreement = False
-        self._is_connected = False
-        if draws_first:
-            for site in sites.values():
-                self.start_link(site, 0)
+            self._knot: Knot | None = None
+            self._unchecked_agreement = False
+            self._is_connected = False
+            if draws_first:
+                self.start_link(0)
+            elif all(site.is_idle for site in sites.values()):
+                self._alignment.begin()
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """One inner step on the live link; then a knot, if one is due.
@@ -187,7 +194,7 @@ class ChainLoRAOptimizer(ExportingChain):
             DisconnectedParametersError: at the first step, where the factors are not in the parameter groups.
             NoGradientError: at the first step, where no factor has a gradient.
         """
-        if closure is None and self._is_probe():
+        if closure is None and self._is_state_filling():
             self.inner.step()
             self.forget(self.parameters())
             return None
@@ -198,10 +205,10 @@ class ChainLoRAOptimizer(ExportingChain):
                 loss = closure()
             self.observe(loss)
         if not self._is_connected:
-            check_connected(self.parameters(), self._factors())
+            check_connected(self.parameters(), self._factors(), self._alignment.borrowed())
             self._is_connected = True
-        self._course.observe(self._descent())
-        with self._link_rates():
+        self._course.observe(self._descent(), trains=not self._alignment.is_on)
+        with self._link_rates(), self._alignment.probing():
             self.inner.step()
         self._course.count()
         if self._course.is_due:
@@ -217,15 +224,25 @@ class ChainLoRAOptimizer(ExportingChain):
         Raises:
             NonFiniteFactorsError: where a factor holds inf or nan; nothing was changed.
         """
+        self._check_measured()
+        return self._tie(self.merge, None if self._at_knots is None else self._at_knots())
+
+    def _tie(self, merge: MergeRule, gap: GapReport | None = None) -> KnotRecord:
         self._check_unfinished()
         self._check_loaded()
         self.complete_knot()
         check_finite(self._sites)
         self._check_draws()
         self.fingerprint_originals()
-        shrink, scale = self.merge.plan(link_norm(self._sites), None, len(self._chain))
-        assert shrink == 1.0, "Add() never shrinks"
-        self._knot = Knot(len(self._chain), self._course.step, self._course.link_step, scale)
+        coefficients, norms, eta = plan(merge, self._sites, self._chain, None if gap is None else gap.descent)
+        self._knot = Knot(
+            len(self._chain),
+            self._course.step,
+            self._course.link_step,
+            coefficients,
+            self._chain,
+            {"eta": eta, "norms": norms, "gap": gap and gap.document(), "fallbacks": dict(self._alignment.fallbacks)},
+        )
         self._unchecked_agreement = True
         self.complete_knot()
         self._check_agreement()
@@ -246,6 +263,7 @@ class ChainLoRAOptimizer(ExportingChain):
             self._knot = None
             self._course.begin_link()
             self._ledger.append(record)
+            self._alignment.begin()
         for hook in list(self._knot_hooks.values()):
             hook(record)
 
@@ -255,10 +273,6 @@ class ChainLoRAOptimizer(ExportingChain):
             fresh = self._draw(site, len(self._chain) + 1)
             if not bool(fresh.isfinite().all() and fresh.any()):
                 raise KnotError(f"`reset={self.reset}` draws zeros, inf or nan at {name!r}; a link could never grow from that.")
-
-    def start_link(self, site: Site, index: int) -> None:
-        """Reset a site to the fresh factors of the link of this index."""
-        site.reset_(self._draw(site, index).to(site.drawn))
 
     def _draw(self, site: Site, index: int) -> Tensor:
         rank = site.width if self.ranks is None else min(site.width, self.ranks.rank(index))
@@ -292,7 +306,7 @@ class ChainLoRAOptimizer(ExportingChain):
             warn(f"A scheduled knot was refused and waits for the next due step: {error}", RefusedKnotWarning)
             self._ledger.append(KnotRecord(len(self._chain), self._course.step, self._course.link_step, refused=str(error)))
 
-    def _is_probe(self) -> bool:
+    def _is_state_filling(self) -> bool:
         """Whether this is torch's distributed checkpoint, which fills an empty state by a step with lr 0 and zero grads."""
         return (
             not self.state
@@ -306,7 +320,8 @@ class ChainLoRAOptimizer(ExportingChain):
         self._check_loaded()
         self.complete_knot()
         self._check_agreement()
-        self._course.check_link()
+        self._check_measured()
+        self._course.check_link(self.reset.probes)
 
     def _check_agreement(self) -> None:
         if self._unchecked_agreement:

@@ -8,6 +8,7 @@ from abc import abstractmethod
 from torch import Tensor, nn
 
 from fwlora.errors import ArgumentError
+from fwlora.gap import GapReport
 from fwlora.layers import attach
 from fwlora.layers.sites import Site
 from fwlora.layers.trained import original_name, whole_modules
@@ -16,14 +17,15 @@ from fwlora.persistence import PersistentChain
 from fwlora.record.chain import Chain
 from fwlora.record.export import ExportReport, ExportSite, export_adapter
 from fwlora.record.ledger import KnotRecord
+from fwlora.rules import Add, MergeRule
 
 
 class ExportingChain(PersistentChain):
     """A persistent chain that can leave the optimizer for good."""
 
     @abstractmethod
-    def tie_knot(self) -> KnotRecord:
-        """Tie a knot now."""
+    def _tie(self, merge: MergeRule, gap: GapReport | None = None) -> KnotRecord:
+        """Tie a knot now, under any merge rule."""
 
     def delta(self, site: str) -> Tensor:
         """The total update of a site, chain + live link, shaped as its weight, on the CPU.
@@ -86,6 +88,9 @@ class ExportingChain(PersistentChain):
     def merge_and_unload(self) -> nn.Module:
         """Fold every link into the weights and give back the plain model; the optimizer is done.
 
+        The live link is added as it is, under any merge rule: the plain model computes what the model computes now. For the
+        iterate of Algorithm 2 tie a last knot before.
+
         Returns:
             The base model without LoRA layers, the same object that was given.
         """
@@ -93,8 +98,9 @@ class ExportingChain(PersistentChain):
         self._check_loaded()
         self.complete_knot()
         if not len(self._chain) or not all(site.is_idle for site in self._sites.values()):
-            self.tie_knot()
+            self._tie(Add())
         self._finished = True
+        self._alignment.end()
         trained, buffers = self._attachment.trained, self._attachment.buffers
         self._attachment = self._attachment._replace(
             trained={original_name(name): parameter for name, parameter in trained.items()},

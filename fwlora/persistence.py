@@ -20,6 +20,7 @@ from fwlora.layers.sites import Site
 from fwlora.record.chain import Chain, write_atomically
 from fwlora.record.ledger import Ledger
 from fwlora.record.state import KEY, KNOT, STEP, State
+from fwlora.rules import ResetRule
 
 FILE = "chain.pt"
 
@@ -31,6 +32,7 @@ class PersistentChain(ChainHolder):
         inner: the optimizer that takes the steps.
         attachment: the model's sites.
         course: counters and observations.
+        reset: where a fresh link starts from.
         seed: of the draws.
         chain_dir: where to keep the links; None keeps them on the CPU.
         original: where the original weights are, should they be needed.
@@ -43,6 +45,7 @@ class PersistentChain(ChainHolder):
         inner: torch.optim.Optimizer,
         attachment: Attachment,
         course: Course,
+        reset: ResetRule,
         *,
         seed: int,
         chain_dir: str | os.PathLike[str] | None,
@@ -50,7 +53,7 @@ class PersistentChain(ChainHolder):
         residual_in_state: bool,
         exact_replay: bool,
     ) -> None:
-        super().__init__(inner, attachment, course, seed=seed, chain_dir=chain_dir)
+        super().__init__(inner, attachment, course, reset, seed=seed, chain_dir=chain_dir)
         self._original = _unaliased(original, attachment)
         self._residual_in_state = residual_in_state
         self._exact_replay = exact_replay
@@ -82,6 +85,7 @@ class PersistentChain(ChainHolder):
             originals=originals,
             merged=restore.marks(self._sites) if len(self._chain) else originals,
             history={name: list(values) for name, values in self._course.history.items()},
+            alignment=self._alignment.document(),
         )
         return super().state_document() | {KEY: state.document()}
 
@@ -102,6 +106,7 @@ class PersistentChain(ChainHolder):
         state = State.from_document(document[KEY])
         live = {name: _values(site) for name, site in self._sites.items()}
         state.check(self.seed, live, {name: site.scaling for name, site in self._sites.items()}, self._trained())
+        self._alignment.check(state.alignment)
         chain = Chain.from_document(state.links, self._chain.directory)
         links = list(chain)
         ledger = Ledger.from_document(state.ledger)
@@ -132,6 +137,7 @@ class PersistentChain(ChainHolder):
                 value.copy_(state.trained[name])
         self._chain, self._ledger, self._originals = chain, ledger, state.originals
         self._course.restore(state.step, state.link_step, len(chain), state.total_steps, state.history)
+        self._alignment.restore(state.alignment)
         self._awaits_load = False
 
     def _load_stripped(self, document: dict[str, Any]) -> None:
@@ -145,6 +151,8 @@ class PersistentChain(ChainHolder):
         counters = {(group.get(STEP, 0), group.get(KNOT, 0)) for group in self.param_groups}
         step, knots = max(counters, default=(0, 0))
         self._course.restore(step, step, 0, self._course.total_steps, {})
+        if step >= self.reset.probes:
+            self._alignment.end()
         self._awaits_load = knots > 0
 
     def save(self, directory: str | os.PathLike[str]) -> Path:
@@ -229,7 +237,7 @@ class PersistentChain(ChainHolder):
         for site in self._sites.values():
             start = restore.read_original(source, site, originals)
             self._residuals |= restore.replay(site, links, start, into=site.targets())
-            self.start_link(site, to_knot)
+        self.start_link(to_knot)
         with torch.no_grad():
             for name, value in mine.items():
                 value.copy_(trained[name])  # type: ignore[arg-type]
