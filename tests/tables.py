@@ -21,7 +21,30 @@ from transformers import (
     ViTModel,
 )
 
-from fwlora import At, Constant, Decay, Evenly, Every, Flat, Gaussian, Kaiming, Never, Orthogonal, StepDown
+from fwlora import (
+    Add,
+    At,
+    Centred,
+    Constant,
+    Decay,
+    Evenly,
+    Every,
+    Fixed,
+    Flat,
+    FrankWolfe,
+    GapBelow,
+    Gaussian,
+    GradientAligned,
+    Kaiming,
+    Never,
+    NuclearBall,
+    OpenLoop,
+    Orthogonal,
+    Plateau,
+    ShortStep,
+    StepDown,
+    SupportBall,
+)
 
 # Relative error that one merge may put on a forward pass: a few last places of the weights' storage.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1.2e-2}
@@ -29,7 +52,11 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6, torch.float16: 2e-3, tor
 KNOTS = [Every(3), Evenly(3), Evenly(2, total_steps=9), At([2, 5]), Never()]
 RANKS = [Constant(2), StepDown([3, 2, 1])]
 LINK_LRS = [Flat(warmup=0), Flat(warmup=2), Decay(warmup=1)]
-RESETS = [Kaiming(), Gaussian(std=0.1), Orthogonal()]
+RESETS = [Kaiming(), Gaussian(std=0.1), Orthogonal(), GradientAligned()]
+TRIGGERS = [Plateau(min_steps=3), GapBelow(min_steps=3)]
+SETS = [NuclearBall(2.0), SupportBall(2.0, rank=2)]
+STEP_SIZES = [Fixed(0.5), OpenLoop(), Centred(1.0, 2.0, 3), ShortStep(1.0)]
+MERGES = [Add(), FrankWolfe(NuclearBall(2.0), 0.5), FrankWolfe(SupportBall(2.0, rank=2), OpenLoop())]
 INNERS = [
     (torch.optim.AdamW, {}),
     (torch.optim.SGD, {"momentum": 0.9}),

@@ -13,14 +13,17 @@ from hypothesis import strategies as st
 import fwlora.rules
 from fwlora import At, Constant, Decay, Evenly, Every, Flat, Gaussian, Kaiming, Never, Orthogonal, Progress, StepDown
 from fwlora.errors import ArgumentError
-from tests.tables import KNOTS, LINK_LRS, RANKS, RESETS
+from tests.tables import KNOTS, LINK_LRS, MERGES, RANKS, RESETS, SETS, STEP_SIZES, TRIGGERS
 
-RULES = [*KNOTS, *RANKS, *LINK_LRS, *RESETS, fwlora.rules.Add(), fwlora.rules.AllSites()]
+RULES = [*KNOTS, *TRIGGERS, *RANKS, *LINK_LRS, *RESETS, *SETS, *STEP_SIZES, *MERGES, fwlora.rules.AllSites()]
 
 
 def test_every_rule_has_a_row():
     """A rule class without a row in the tables would go untested."""
-    abstract = {"BlockRule", "CountedKnots", "KnotSchedule", "LinkLR", "MergeRule", "RankSchedule", "ResetRule", "Progress"}
+    abstract = {
+        "Ball", "BlockRule", "CountedKnots", "KnotSchedule", "LinkLR", "MergeRule", "RankSchedule", "ResetRule", "StepSize",
+        "Coefficients", "Progress", "Retiring",
+    }  # fmt: skip
     classes = {name for name, value in vars(fwlora.rules).items() if isinstance(value, type)} - abstract
     assert classes == {type(rule).__name__ for rule in RULES}
 
