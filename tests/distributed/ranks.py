@@ -19,7 +19,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch.nn.parallel import DistributedDataParallel
 from transformers import LlamaForCausalLM, Trainer, TrainingArguments
 
-from fwlora import ChainLoRAOptimizer, Evenly, Every, Flat
+from fwlora import ChainLoRAOptimizer, Evenly, Every, Flat, GapBelow, GradientAligned, Plateau, SupportBall
 from fwlora.errors import FwloraError, RefusedKnotWarning, ShortLinkWarning
 from fwlora.integrations.transformers import ChainCallback
 from tests.tables import CASES
@@ -222,6 +222,54 @@ def accumulated(rank: int) -> dict:
     return facts(chain)
 
 
+def aligned(rank: int) -> dict:
+    """Links that look for their directions, on both ranks, and what one process does with the rows of both."""
+    options = {"reset": GradientAligned(), "knots": Every(4), "eps": 1e-4}
+    together, alone = (chain_of(llama(), **options) for _ in range(2))
+    train(DistributedDataParallel(together._attachment.model), together, rank)
+    for k in range(STEPS):
+        step(alone._attachment.model, alone, torch.cat([tokens(k, 0), tokens(k, 1)]))
+    return {"together": facts(together), "alone": facts(alone)}
+
+
+def aligned_frozen(rank: int) -> dict:
+    """A frozen A, whose gradient nobody would average."""
+    return {"error": refusal(lambda: chain_of(llama(), reset=GradientAligned(), freeze_A=True))}
+
+
+def measured(rank: int) -> dict:
+    """The gap in the wrapped model, from four batches a rank, then two more steps; and from all eight on one process."""
+    model = llama()
+    chain = chain_of(model)
+    wrapped = DistributedDataParallel(model)
+    train(wrapped, chain, rank, range(4))
+    mine = [tokens(100 + k, rank) for k in range(4)]
+    before = facts(chain)["tensors"]
+    report = chain.measure_gap(mine, lambda ids: wrapped(input_ids=ids, labels=ids).loss, SupportBall(1.0, rank=2))
+    same = all(torch.equal(value, before[name]) for name, value in facts(chain)["tensors"].items())
+    halves = [[tokens(100 + k, r) for r in (0, 1) for k in ks] for ks in ((0, 1), (2, 3))]
+    whole = chain.measure_gap([*halves[0], *halves[1]], lambda ids: model(input_ids=ids, labels=ids).loss, SupportBall(1.0, 2))
+    train(wrapped, chain, rank, range(4, 6))
+    return {"report": report.document(), "whole": whole.document(), "same": same, "later": facts(chain)}
+
+
+def triggered(rank: int) -> dict:
+    """Schedules that decide by data, each rank seeing losses of its own: rank 0's alone never flatten."""
+    found = {}
+    for name, knots in {
+        "plateau": Plateau(window=2, patience=1, min_steps=4),
+        "gap": GapBelow(fraction=0.9, window=2, patience=1, min_steps=4),
+    }.items():
+        model = llama()
+        chain = chain_of(model, knots=knots)
+        wrapped = DistributedDataParallel(model)
+        for k in range(16):
+            chain.observe(float(-k if rank == 0 and k < 8 else k))
+            step(wrapped, chain, tokens(k, rank))
+        found[name] = facts(chain)
+    return found
+
+
 def trainer(rank: int) -> dict:
     """Trainer on both ranks around a PeftModel, and the same resumed on fresh models from the checkpoint after a knot."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
@@ -263,6 +311,10 @@ SCENARIOS = [
     state_of_one_rank,
     bf16_base,
     accumulated,
+    aligned,
+    aligned_frozen,
+    measured,
+    triggered,
     trainer,  # the last one, for it leaves accelerate's shared state behind
 ]
 

@@ -166,6 +166,45 @@ def test_accumulated_gradients_count_one_step(ranks):
     _assert_equal(first["tensors"], second["tensors"])
 
 
+def test_links_are_aligned_alike_on_two_ranks_and_as_in_one_process(ranks):
+    outcomes = ranks("aligned")
+    for outcome in outcomes:
+        together, alone = outcome["together"], outcome["alone"]
+        assert together["knots"] == alone["knots"] == [4, 8]
+        assert 0 < _largest_difference(together["tensors"], alone["tensors"]) <= 1e-5
+    _assert_equal(outcomes[0]["together"]["tensors"], outcomes[1]["together"]["tensors"])
+
+
+def test_alignment_of_a_frozen_A_is_refused_in_data_parallel_training(ranks):
+    for outcome in ranks("aligned_frozen"):
+        assert outcome["error"].startswith("ArgumentError: `reset=GradientAligned(steps=2)`")
+        assert "`freeze_A=False`" in outcome["error"]
+
+
+def test_gap_of_two_ranks_is_that_of_all_their_batches(ranks):
+    first, second = ranks("measured")
+    assert first["report"] == second["report"]
+    assert first["report"]["batches"] == [4, 4]
+    # On one process each batch stands twice, once a rank, which means do not feel.
+    for name in ("gap", "truncated_norm", "eps", "alignment"):
+        assert first["report"]["total"][name][1] == pytest.approx(first["whole"]["total"][name][1], rel=1e-4)
+
+
+def test_measuring_leaves_wrapped_training_as_it_was(ranks):
+    first, second = ranks("measured")
+    assert first["same"]
+    assert second["same"]
+    _assert_equal(first["later"]["tensors"], second["later"]["tensors"])
+
+
+@pytest.mark.parametrize("schedule", ["plateau", "gap"])
+def test_schedules_that_decide_by_data_tie_on_both_ranks_together(ranks, schedule):
+    first, second = (outcome[schedule] for outcome in ranks("triggered"))
+    assert first["knots"] == second["knots"]
+    assert first["knots"], "no knot: nothing was compared"
+    _assert_equal(first["tensors"], second["tensors"])
+
+
 def test_trainer_on_two_ranks_resumes_exactly(ranks):
     """Trainer wraps the PeftModel itself: equal ranks, an exact resume on pristine bases, an adapter that reproduces it."""
     outcomes = ranks("trainer")
