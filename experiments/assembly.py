@@ -21,6 +21,7 @@ from fwlora import (
     Every,
     Flat,
     Gaussian,
+    GradientAligned,
     Kaiming,
     KnotSchedule,
     LinkLR,
@@ -114,8 +115,12 @@ def link_lr(chain: ChainOptions) -> LinkLR:
 
 def reset(chain: ChainOptions) -> ResetRule:
     """Where a link starts."""
-    rules = {"kaiming": Kaiming(), "gaussian": Gaussian(chain.reset_std), "orthogonal": Orthogonal()}
-    return rules[chain.reset]
+    return {
+        "kaiming": Kaiming(),
+        "gaussian": Gaussian(chain.reset_std),
+        "orthogonal": Orthogonal(),
+        "gradient-aligned": GradientAligned(),
+    }[chain.reset]
 
 
 def schedule(options: FinetuneOptions) -> Schedule:

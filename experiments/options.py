@@ -36,7 +36,7 @@ class ChainOptions:
         dropout: LoRA's dropout.
         link_lr: within a link, "flat" follows --schedule, "decay" falls linearly to zero and starts afresh at each knot.
         link_warmup: warm-up steps after each knot.
-        reset: how A is drawn after a knot.
+        reset: how A is drawn after a knot; "gradient-aligned" spends a link's first two steps on finding it.
         reset_std: standard deviation of the gaussian reset.
         freeze_A: train B only; A is drawn anew at each knot.
         lora_bias: train a bias with B; the adapted layers must have one.
@@ -60,7 +60,7 @@ class ChainOptions:
     dropout: float = 0.0
     link_lr: Literal["flat", "decay"] = "flat"
     link_warmup: int = 10
-    reset: Literal["kaiming", "gaussian", "orthogonal"] = "kaiming"
+    reset: Literal["kaiming", "gaussian", "orthogonal", "gradient-aligned"] = "kaiming"
     reset_std: float = 0.02
     freeze_A: Flag = False
     lora_bias: Flag = False
