@@ -80,7 +80,7 @@ class Course:
         """A knot was tied."""
         self.knot += 1
         self.link_step = 0
-        self.history = {}
+        self.history = {"gap": self.history["gap"][-1:]} if "gap" in self.history else {}
 
     def restore(
         self, step: int, link_step: int, knot: int, total_steps: int | None, history: Mapping[str, list[float]]

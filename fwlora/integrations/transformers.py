@@ -74,11 +74,10 @@ class ChainCallback(TrainerCallback):
                 continue
             norm = sum(value**2 for value in record.link_norms.values()) ** 0.5
             logger.info("knot %d at step %d, link norm %.3g", record.knot + 1, record.step, norm)
-            state.log_history.append({
-                "step": state.global_step,
-                "chain_knot": record.knot + 1,
-                "chain_link_norm": norm,
-            })
+            line = {"step": state.global_step, "chain_knot": record.knot + 1, "chain_link_norm": norm}
+            if record.gap is not None:
+                line |= dict(zip(("chain_gap_lower", "chain_gap", "chain_gap_upper"), record.gap["total"]["gap"], strict=True))
+            state.log_history.append(line)
         self._seen = len(chain.ledger)
 
     def on_log(

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fwlora.errors import ArgumentError, NoGradientError
 from fwlora.layers.sites import Site
 from fwlora.linalg import Factors
 
@@ -137,6 +138,15 @@ class Probes:
             for name, site in self._sites.items():
                 stack.enter_context(site.substituted(*pairs[name]))
             loss = self._loss_fn(batch)
+            if not isinstance(loss, Tensor) or loss.numel() != 1:
+                raise ArgumentError(
+                    f"`loss_fn(batch)` must return the mean loss as a tensor of one number, and returned {loss!r:.60}."
+                )
+            if not loss.requires_grad:
+                raise NoGradientError(
+                    "`loss_fn(batch)` returned a loss that depends on no site of the chain; let it call the model that the "
+                    "optimizer was made for, outside `torch.no_grad()` and `inference_mode()`."
+                )
             # Not backward(): the .grad of nobody's parameters is touched. A layer that the batch misses has no gradient.
             found = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
         return {name: gradient.detach().double().cpu() for name, gradient in zip(leaves, found, strict=True)}

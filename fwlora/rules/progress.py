@@ -19,7 +19,8 @@ class Progress:
         descent: ``-<grad_B, B>`` summed over the sites, None unless the knot schedule reads it.
         loss: the last loss given to `step(closure)` or `observe(loss)`, None unless the knot schedule reads it.
         gap: the last Frank-Wolfe gap, None where none was measured.
-        history: for each quantity that the knot schedule reads, its values in the live link, one a step.
+        history: for each quantity that the knot schedule reads, its values in the live link, one a step that trains it; under
+            ``"gap"`` what was measured, from the last of an earlier link on.
     """
 
     step: int = 0

@@ -71,7 +71,7 @@ class GapBelow(_Trigger):
 
         |m_i| <= fraction * max_{j <= i} |m_j|
 
-    in `patience` windows in a row.
+    in `patience` windows in a row. D is read off the gradients that `step()` is given, after any clipping.
 
     No trigger that was tried before told when a knot pays; ``python -m experiments knot-schedules`` measures this one against
     even knots and against none.

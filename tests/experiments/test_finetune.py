@@ -96,6 +96,7 @@ VARIANTS = {
     "dropout-stepdown": ["--dropout", "0.2", "--rank", "3", "2", "1"],
     "decay-checkpointing": ["--link-lr", "decay", "--link-warmup", "1", "--gradient-checkpointing"],
     "sgd-freeze": ["--inner", "sgd", "--momentum", "0.9", "--freeze-A", "--reset", "orthogonal"],
+    "aligned-dropout": ["--reset", "gradient-aligned", "--dropout", "0.2"],
 }
 
 

@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel
 from transformers import LlamaForCausalLM, Trainer, TrainerCallback
 
-from fwlora import Decay, Evenly, StepDown
+from fwlora import Decay, Evenly, FrankWolfe, GradientAligned, NuclearBall, OpenLoop, StepDown
 from fwlora.errors import ArgumentError, RefusedKnotWarning, SaveModelWarning
 from fwlora.integrations.transformers import ChainCallback
 from tests.integrations.trainers import STEPS, begin
@@ -93,17 +93,24 @@ def test_run_with_links_on_disk_resumes_exactly(bench, tmp_path, kind):
 
 
 @pytest.mark.parametrize("step", [3, 4])
-@pytest.mark.parametrize("case", ["masked ranks", "modules trained in full", "bf16 base"])
+@pytest.mark.parametrize("case", ["masked ranks", "modules trained in full", "bf16 base", "links to be aligned", "Algorithm 2"])
 def test_run_of_a_peft_model_resumes_exactly_with(bench, tmp_path, case, step):
     """Ranks after a step-down, trained modules and rounding errors come back from an adapter-sized checkpoint."""
 
     def run(name, checkpoint=None):
+        rules = {
+            "masked ranks": {"rank": StepDown([4, 2])},
+            # Saved before and within the two steps that look for a direction, with the dropout that is off meanwhile.
+            "links to be aligned": {"reset": GradientAligned()},
+            "Algorithm 2": {"merge": FrankWolfe(NuclearBall(0.1), OpenLoop())},
+        }
+        shapes = {"modules trained in full": {"modules_to_save": ["lm_head"]}, "links to be aligned": {"lora_dropout": 0.2}}
         trainer, chain = begin(
             bench,
             "peft",
             tmp_path / name,
-            chain_options={"rank": StepDown([4, 2])} if case == "masked ranks" else None,
-            config={"modules_to_save": ["lm_head"]} if case == "modules trained in full" else None,
+            chain_options=rules.get(case),
+            config=shapes.get(case),
             dtype=torch.bfloat16 if case == "bf16 base" else torch.float32,
         )
         trainer.train(resume_from_checkpoint=checkpoint)

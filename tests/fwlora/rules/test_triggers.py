@@ -241,12 +241,12 @@ def test_run_of_known_length_that_is_too_short_for_a_knot_is_lora(rule):
 
 
 @pytest.mark.parametrize("rule", LOOP, ids=["Plateau", "GapBelow"])
-@pytest.mark.parametrize("cut", [3, 5, -1, 0, 4], ids=lambda cut: f"cut={cut}")
+@pytest.mark.parametrize("cut", [3, 5, -1, 0], ids=lambda cut: f"cut={cut}")
 def test_resumed_run_ties_at_the_same_steps(rule, cut):
     """Cut within a window, at its end, and around the first knot (cuts of 0 and -1 are relative to it)."""
     model, loss_of = least_squares()
     whole = chain(model, rule)
-    losses = train(whole, loss_of, 300)
+    losses = train(whole, loss_of, 120)
     steps = [record.step for record in whole.ledger]
     at = steps[0] + cut if cut <= 0 else cut
     model, loss_of = least_squares()
@@ -256,7 +256,7 @@ def test_resumed_run_ties_at_the_same_steps(rule, cut):
     model, loss_of = least_squares()
     after = chain(model, rule)
     after.load_state_dict(saved)
-    assert head + train(after, loss_of, 300 - at) == losses
+    assert head + train(after, loss_of, 120 - at) == losses
     assert [record.step for record in after.ledger] == steps
     assert after.progress == whole.progress
 
