@@ -17,6 +17,7 @@ from fwlora.rules import At as At
 from fwlora.rules import Ball as Ball
 from fwlora.rules import BlockRule as BlockRule
 from fwlora.rules import Centred as Centred
+from fwlora.rules import Coefficients as Coefficients
 from fwlora.rules import Constant as Constant
 from fwlora.rules import CountedKnots as CountedKnots
 from fwlora.rules import Decay as Decay
@@ -40,6 +41,7 @@ from fwlora.rules import Plateau as Plateau
 from fwlora.rules import Progress as Progress
 from fwlora.rules import RankSchedule as RankSchedule
 from fwlora.rules import ResetRule as ResetRule
+from fwlora.rules import Retiring as Retiring
 from fwlora.rules import ShortStep as ShortStep
 from fwlora.rules import StepDown as StepDown
 from fwlora.rules import StepSize as StepSize

@@ -16,15 +16,9 @@ from fwlora.rules.link_lr import Decay as Decay
 from fwlora.rules.link_lr import Flat as Flat
 from fwlora.rules.link_lr import LinkLR as LinkLR
 from fwlora.rules.merges import Add as Add
-from fwlora.rules.merges import Centred as Centred
 from fwlora.rules.merges import Coefficients as Coefficients
-from fwlora.rules.merges import Fixed as Fixed
 from fwlora.rules.merges import FrankWolfe as FrankWolfe
 from fwlora.rules.merges import MergeRule as MergeRule
-from fwlora.rules.merges import OpenLoop as OpenLoop
-from fwlora.rules.merges import Retiring as Retiring
-from fwlora.rules.merges import ShortStep as ShortStep
-from fwlora.rules.merges import StepSize as StepSize
 from fwlora.rules.progress import Progress as Progress
 from fwlora.rules.ranks import Constant as Constant
 from fwlora.rules.ranks import RankSchedule as RankSchedule
@@ -37,5 +31,11 @@ from fwlora.rules.resets import ResetRule as ResetRule
 from fwlora.rules.sets import Ball as Ball
 from fwlora.rules.sets import NuclearBall as NuclearBall
 from fwlora.rules.sets import SupportBall as SupportBall
+from fwlora.rules.step_sizes import Centred as Centred
+from fwlora.rules.step_sizes import Fixed as Fixed
+from fwlora.rules.step_sizes import OpenLoop as OpenLoop
+from fwlora.rules.step_sizes import Retiring as Retiring
+from fwlora.rules.step_sizes import ShortStep as ShortStep
+from fwlora.rules.step_sizes import StepSize as StepSize
 from fwlora.rules.triggers import GapBelow as GapBelow
 from fwlora.rules.triggers import Plateau as Plateau
