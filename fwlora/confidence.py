@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -25,28 +25,14 @@ class Interval(NamedTuple):
     of them does, with at most the sum of their failure probabilities.
 
     Example:
-        >>> gap = Interval(1.0, 2.0, 4.0).times(-2.0).plus(Interval.exact(10.0))
-        >>> gap, str(gap)
-        (Interval(lower=2.0, point=6.0, upper=8.0), '6 [2, 8]')
+        >>> quotient = Interval(1.0, 2.0, 4.0).over(Interval(0.5, 1.0, 2.0))
+        >>> quotient, str(quotient)
+        (Interval(lower=0.5, point=2.0, upper=8.0), '2 [0.5, 8]')
     """
 
     lower: float
     point: float
     upper: float
-
-    @classmethod
-    def exact(cls, value: float) -> Self:
-        """A number that is known."""
-        return cls(value, value, value)
-
-    def plus(self, other: Interval) -> Interval:
-        """The sum."""
-        return Interval(self.lower + other.lower, self.point + other.point, self.upper + other.upper)
-
-    def times(self, factor: float) -> Interval:
-        """The multiple by a known number; a negative one swaps the ends."""
-        ends = (self.lower * factor, self.upper * factor)
-        return Interval(min(ends), self.point * factor, max(ends))
 
     def over(self, other: Interval) -> Interval:
         """The quotient.

@@ -10,6 +10,7 @@ import pytest
 import torch
 from peft import PeftModel
 
+from fwlora import ChainLoRAOptimizer
 from tests.tables import CASES, output
 from theory.bounds import FixedStepBound
 from theory.frank_wolfe import frank_wolfe
@@ -38,8 +39,20 @@ def test_first_code_block_runs_as_written(tmp_path, monkeypatch, capsys):
     assert torch.load("chain.pt", weights_only=True)["fwlora"]["step"] == 12
 
 
-def test_theory_block_runs_as_written_and_prints_what_it_says(capsys):
+def test_gap_block_runs_as_written(capsys):
     _, code, *_ = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    model = CASES["llama"].model()
+    optimizer = ChainLoRAOptimizer(model)
+    ids = torch.randint(64, (16, 2, 8))
+    names = {"model": model, "optimizer": optimizer, "stream": iter([{"input_ids": x, "labels": x} for x in ids])}
+    exec(code, names)
+    out = capsys.readouterr().out
+    assert "at 95%, 16 batches" in out
+    assert all(name in out for name in [*optimizer.sites, "total"])
+
+
+def test_theory_block_runs_as_written_and_prints_what_it_says(capsys):
+    _, _, code, *_ = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     exec(code, {})
     fixed, centred, printed = capsys.readouterr().out.splitlines()
     assert "holds=True" in fixed
@@ -59,7 +72,9 @@ def test_links_and_figures_of_readme_exist():
 
 def test_figures_of_kept_results_exist():
     pages = sorted((README.parent / "docs" / "results").glob("*/README.md"))
-    assert {page.parent.name for page in pages} == {"certificates", "completion-speed", "convergence", "demo", "drift"}
+    assert {page.parent.name for page in pages} == {
+        "certificates", "completion-speed", "convergence", "demo", "drift", "gap-tracking", "knot-schedules", "resets",
+    }  # fmt: skip
     for page in pages:
         figures = re.findall(r"\]\((figures/[^)]+)\)", page.read_text())
         assert figures
