@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from experiments.schedules import Linear, Schedule, scheduler
 from experiments.train import Setup
-from fwlora import ChainLoRAOptimizer, Decay, Flat, Never
+from fwlora import ChainLoRAOptimizer, Decay, Flat, Kaiming, Never, ResetRule
 from fwlora.rules.knots import KnotSchedule
 from fwlora.rules.link_lr import LinkLR
 
@@ -90,6 +90,8 @@ class ChainOfLoRA:
         knots: when to tie.
         link_lr: the factor on the learning rate within a link.
         schedule: over the whole run; None leaves the rate to `link_lr`, as `Decay` wants it.
+        reset: where a link starts from.
+        freeze_A: train B only, with A as the reset left it.
     """
 
     label: str
@@ -98,6 +100,8 @@ class ChainOfLoRA:
     knots: KnotSchedule
     link_lr: LinkLR = field(default_factory=Flat)
     schedule: Schedule | None = field(default_factory=Linear)
+    reset: ResetRule = field(default_factory=Kaiming)
+    freeze_A: bool = False
 
     def prepare(self, model: nn.Module, targets: Sequence[str], *, steps: int, seed: int) -> Setup:
         """The chain's optimizer injects the factors itself."""
@@ -108,6 +112,8 @@ class ChainOfLoRA:
             target_modules=list(targets),
             knots=self.knots,
             link_lr=self.link_lr,
+            reset=self.reset,
+            freeze_A=self.freeze_A,
             seed=seed,
         )
         optimizer.total_steps = steps

@@ -26,7 +26,7 @@ class Comparison:
 
     Attributes:
         difference: mean difference with its interval, in the metric's own unit and sign.
-        p: two-sided paired t-test; nan for a single seed.
+        p: two-sided paired t-test, corrected where the comparison is one of several (`holm`); nan for a single seed.
         wins: seeds on which the treatment is strictly better.
         seeds: number of pairs.
         higher_is_better: which sign of the difference is good.
@@ -40,7 +40,10 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """What the interval says: "better", "worse" or "no clear difference"."""
+        """What interval and p say: "better", "worse" or "no clear difference"."""
+        # Of one comparison by itself, p < 0.05 where the interval has no zero in it; a correction can only raise p.
+        if self.p >= 0.05:
+            return "no clear difference"
         if self.difference.low > 0:
             return "better" if self.higher_is_better else "worse"
         if self.difference.high < 0:
@@ -94,3 +97,26 @@ def compare(treatment: Sequence[float], control: Sequence[float], *, higher_is_b
     testable = len(difference) > 1 and bool(np.ptp(difference) > 0)
     p = float(stats.ttest_rel(treatment, control).pvalue) if testable else math.nan
     return Comparison(interval(difference.tolist()), p, int(better.sum()), len(difference), higher_is_better)
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's correction: with these, the probability of one false verdict among all tests is at most the level.
+
+    Args:
+        p: one p-value per test; nan for a test that could not be made.
+
+    Returns:
+        The corrected ones in the same order, nan where they were.
+
+    Example:
+        >>> holm([0.25, 0.125, 0.5])
+        [0.5, 0.375, 0.5]
+    """
+    corrected = list(p)
+    order = sorted((index for index, value in enumerate(p) if not math.isnan(value)), key=lambda index: p[index])
+    largest = 0.0
+    for place, index in enumerate(order):
+        # The k-th smallest is multiplied by the number of tests not yet rejected; none may come before a smaller one.
+        largest = max(largest, min(1.0, (len(order) - place) * p[index]))
+        corrected[index] = largest
+    return corrected

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from fwlora import ChainLoRAOptimizer
+
 Batch = Any
 """Whatever a task's loss takes; the loop only passes it on."""
 
@@ -109,6 +111,8 @@ def train(
         if max_grad_norm is not None:
             norm = float(torch.nn.utils.clip_grad_norm_(setup.parameters, max_grad_norm))
         lr, factor = setup.optimizer.param_groups[0]["lr"], getattr(setup.optimizer, "link_factor", 1.0)
+        if isinstance(setup.optimizer, ChainLoRAOptimizer):
+            setup.optimizer.observe(loss)  # which a knot schedule may read
         setup.optimizer.step()
         setup.optimizer.zero_grad(set_to_none=True)
         if setup.scheduler is not None:

@@ -225,14 +225,15 @@ class ChainLoRAOptimizer(MeasuredChain):
             NonFiniteFactorsError: where a factor holds inf or nan; nothing was changed.
         """
         self._check_measured()
-        return self._tie(self.merge, None if self._at_knots is None else self._at_knots())
+        return self._tie(self.merge, self._at_knots)
 
-    def _tie(self, merge: MergeRule, gap: GapReport | None = None) -> KnotRecord:
+    def _tie(self, merge: MergeRule, measure: Callable[[], GapReport] | None = None) -> KnotRecord:
         self._check_unfinished()
         self._check_loaded()
         self.complete_knot()
         check_finite(self._sites)
         self._check_draws()
+        gap = None if measure is None else measure()
         self.fingerprint_originals()
         coefficients, norms, eta = plan(merge, self._sites, self._chain, None if gap is None else gap.descent)
         self._knot = Knot(
@@ -241,7 +242,12 @@ class ChainLoRAOptimizer(MeasuredChain):
             self._course.link_step,
             coefficients,
             self._chain,
-            {"eta": eta, "norms": norms, "gap": gap and gap.document(), "fallbacks": dict(self._alignment.fallbacks)},
+            {
+                "eta": eta,
+                "norms": norms,
+                "gap": None if gap is None else gap.document(),
+                "fallbacks": dict(self._alignment.fallbacks),
+            },
         )
         self._unchecked_agreement = True
         self.complete_knot()

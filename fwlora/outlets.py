@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
+from collections.abc import Callable
 
 from torch import Tensor, nn
 
@@ -24,8 +25,8 @@ class ExportingChain(PersistentChain):
     """A persistent chain that can leave the optimizer for good."""
 
     @abstractmethod
-    def _tie(self, merge: MergeRule, gap: GapReport | None = None) -> KnotRecord:
-        """Tie a knot now, under any merge rule."""
+    def _tie(self, merge: MergeRule, measure: Callable[[], GapReport] | None = None) -> KnotRecord:
+        """Tie a knot now, under any merge rule and after any measurement."""
 
     def delta(self, site: str) -> Tensor:
         """The total update of a site, chain + live link, shaped as its weight, on the CPU.

@@ -57,39 +57,45 @@ class Digits:
     @property
     def steps(self) -> int:
         """Optimizer steps of a run."""
-        return self.epochs * (TRAIN // self.batch_size)
+        return self.epochs * (len(self.data("train")[1]) // self.batch_size)
 
     def model(self) -> nn.Module:
         """The network trained on upright digits, a fresh copy."""
         return copy.deepcopy(_base())
 
+    def data(self, split: str) -> tuple[Tensor, Tensor]:
+        """Images and labels of "train", "validation" or "test"."""
+        return _rotated(split)
+
     def task(self, seed: int) -> DigitsTask:
         """Training data in the order of `seed`."""
-        return DigitsTask(Order(TRAIN, self.batch_size, seed, drop_last=True))
+        images, labels = self.data("train")
+        return DigitsTask(images, labels, Order(len(labels), self.batch_size, seed, drop_last=True))
 
     def evaluate(self, model: nn.Module) -> float:
         """Accuracy in percent."""
-        images, labels = _rotated(self.split)
+        images, labels = self.data(self.split)
         return 100 * float((self.outputs(model, images).argmax(1) == labels).double().mean())
 
     def outputs(self, model: nn.Module, images: Tensor | None = None) -> Tensor:
         """Logits, on the split's images unless told otherwise."""
         model.eval()
         with torch.no_grad():
-            return model(_rotated(self.split)[0] if images is None else images)
+            return model(self.data(self.split)[0] if images is None else images)
 
 
 @dataclass(frozen=True)
 class DigitsTask:
-    """Batches of rotated digits and their cross-entropy."""
+    """Batches of digits and their cross-entropy."""
 
+    images: Tensor
+    labels: Tensor
     order: Order
 
     def batches(self, step: int) -> list[tuple[Tensor, Tensor]]:
         """One batch a step."""
-        images, labels = _rotated("train")
         rows = self.order.rows_of(step)
-        return [(images[rows], labels[rows])]
+        return [(self.images[rows], self.labels[rows])]
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Mean cross-entropy."""
@@ -100,8 +106,32 @@ class DigitsTask:
         return len(batch[1])
 
 
+def pretrained(images: Tensor, labels: Tensor) -> nn.Module:
+    """600 steps of AdamW from a fixed start: the same network in every process.
+
+    Args:
+        images: (n, 64).
+        labels: (n,), of the ten classes.
+
+    Returns:
+        The network.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = Network()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=0.0)
+    order = Order(len(labels), 32, seed=0)
+    for step in range(600):
+        rows = order.rows_of(step)
+        functional.cross_entropy(network(images[rows]), labels[rows]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return network
+
+
 @lru_cache(maxsize=1)
-def _images() -> tuple[np.ndarray, np.ndarray]:
+def scans() -> tuple[np.ndarray, np.ndarray]:
+    """All 1,797 images (n, 8, 8), of standard deviation 1, and their labels."""
     images, labels = load_digits(return_X_y=True)
     # One fixed shuffle: the file is ordered by writer, and the splits are to be alike.
     order = np.random.default_rng(0).permutation(len(labels))
@@ -111,7 +141,7 @@ def _images() -> tuple[np.ndarray, np.ndarray]:
 
 @lru_cache(maxsize=3)
 def _rotated(split: str) -> tuple[Tensor, Tensor]:
-    images, labels = _images()
+    images, labels = scans()
     ends = (UPRIGHT, UPRIGHT + TRAIN, UPRIGHT + TRAIN + VALIDATION, len(labels))
     start = ("train", "validation", "test").index(split)
     rows = slice(ends[start], ends[start + 1])
@@ -121,18 +151,5 @@ def _rotated(split: str) -> tuple[Tensor, Tensor]:
 
 @lru_cache(maxsize=1)
 def _base() -> nn.Module:
-    """600 steps of AdamW on the upright digits; the same network in every process."""
-    images, labels = _images()
-    x = torch.from_numpy(images[:UPRIGHT].reshape(-1, 64).copy())
-    y = torch.from_numpy(labels[:UPRIGHT].copy())
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        network = Network()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=0.0)
-    order = Order(UPRIGHT, 32, seed=0)
-    for step in range(600):
-        rows = order.rows_of(step)
-        functional.cross_entropy(network(x[rows]), y[rows]).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    return network
+    images, labels = scans()
+    return pretrained(torch.from_numpy(images[:UPRIGHT].reshape(-1, 64).copy()), torch.from_numpy(labels[:UPRIGHT].copy()))

@@ -85,12 +85,16 @@ class Source:
     Attributes:
         base: the file that `pretrain` wrote.
         steps: optimizer steps.
+        batch_size: windows a step.
         evaluated: windows of the held-out source.
+        split: "test", or "validation" for choosing learning rates: windows halfway between the test's.
     """
 
     base: str
     steps: int = 400
+    batch_size: int = 16
     evaluated: int = 256
+    split: str = "test"
     name: str = "source"
     metric: Metric = NATS
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -104,15 +108,15 @@ class Source:
 
     def task(self, seed: int) -> Windows:
         """Training windows drawn from `seed`."""
-        return Windows("source", seed, batch_size=16)
+        return Windows("source", seed, batch_size=self.batch_size)
 
     def evaluate(self, model: nn.Module) -> float:
         """Mean nats per character on the held-out source."""
         windows = self._held_out("source")
         model.eval()
         with torch.no_grad():
-            losses = [float(Windows("source", 0).loss(model, part)) for part in windows.split(64)]
-        return sum(losses) / len(losses)
+            losses = [float(Windows("source", 0).loss(model, part)) * len(part) for part in windows.split(64)]
+        return sum(losses) / len(windows)
 
     def outputs(self, model: nn.Module) -> Tensor:
         """Logits on a few held-out windows."""
@@ -122,8 +126,10 @@ class Source:
 
     def _held_out(self, text: str) -> Tensor:
         ids = _ids(text)[1]
-        starts = torch.linspace(0, len(ids) - 66, self.evaluated // 64 * 64).long()[:, None]
-        return ids[starts + torch.arange(65)]
+        starts = torch.linspace(0, len(ids) - 66, self.evaluated // 64 * 64).long()
+        if self.split == "validation":
+            starts = (starts[:-1] + starts[1:]) // 2
+        return ids[starts[:, None] + torch.arange(65)]
 
 
 def pretrain(path: Path, *, steps: int, on_step: Callable[[StepRecord], None] = lambda record: None) -> list[float]:

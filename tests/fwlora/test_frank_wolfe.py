@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, PeftModel
 
 from fwlora import Every, FrankWolfe, GradientAligned, Never, NuclearBall, OpenLoop, ShortStep, SupportBall
-from fwlora.errors import ArgumentError, KnotError
+from fwlora.errors import ArgumentError, KnotError, NonFiniteFactorsError
 from fwlora.layers.rounding import restore
 from tests.conftest import assert_same, make_chain, train
 from tests.tables import CASES, SETS, TOLERANCE, loss_of, output
@@ -219,6 +219,29 @@ def test_short_step_measures_before_every_knot(chained):
     for record in optimizer.ledger:
         assert 0 < record.eta <= 1
         assert record.gap["total"]["gap"][0] <= record.gap["total"]["gap"][1]
+
+
+def test_knot_with_a_factor_that_is_not_finite_is_refused_before_it_is_measured(chained):
+    model, optimizer, batch = chained("linear", steps=1, knots=Never(), merge=HALF)
+    optimizer.measure_at_knots([batch], lambda batch: loss_of(model, batch))
+    with torch.no_grad():
+        optimizer.sites["layers.0"].B[0, 0] = float("nan")
+    with pytest.raises(NonFiniteFactorsError, match=r"layers\.0"):
+        optimizer.tie_knot()
+    assert optimizer.progress.gap is None
+
+
+def test_measurement_at_knots_stands_in_the_record_and_survives_a_resume(chained):
+    model, optimizer, batch = chained("linear", knots=Every(3))
+    optimizer.measure_at_knots([batch], lambda batch: loss_of(model, batch), NuclearBall(1.0))
+    train(optimizer, model, batch, 4)
+    gap = optimizer.ledger[0].gap
+    assert set(gap["sites"]) == set(optimizer.sites)
+    assert optimizer.progress.gap == gap["total"]["gap"][1]
+    _, other, _ = chained("linear", knots=Every(3))
+    other.load_state_dict(optimizer.state_dict())
+    assert other.ledger[0].gap == gap
+    assert other.progress.gap == optimizer.progress.gap
 
 
 def test_set_is_named_once(chained):
