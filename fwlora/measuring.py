@@ -34,8 +34,9 @@ class MeasuredChain(ExportingChain):
         and counters stay as they are. The model runs in eval() mode.
 
         Args:
-            batches: at least 4, each a fresh sample of equal weight; or one, which then is the whole of the data. Under
-                data-parallel training each rank gives its own, the same number.
+            batches: at least 4, each a fresh sample of equal weight that is like the others (where a few rare rows carry the
+                gradient, larger ones); or one, which then is the whole of the data. Under data-parallel training each rank
+                gives its own, the same number.
             loss_fn: ``loss_fn(batch)``, the mean loss of a batch as your loop computes it, under autocast or not.
             set: `NuclearBall(radius)` or `SupportBall(radius, rank)` at each site.
             confidence: with which each interval holds what it is about.
@@ -52,9 +53,7 @@ class MeasuredChain(ExportingChain):
         self._check_loaded()
         self.complete_knot()
         probes = Probes(self._attachment.model, self._sites, loss_fn)
-        report = measure(
-            probes, self._sites, self._chain, list(batches), set, confidence=confidence, passes=passes, seed=self.seed
-        )
+        report = measure(probes, self._sites, self._chain, batches, set, confidence=confidence, passes=passes, seed=self.seed)
         self._course.note_gap(report.total.gap.point)
         return report
 

@@ -78,15 +78,17 @@ def _directions(site: Site, sketch: Sketch, before: Factors | None, ball: Ball) 
     return chosen
 
 
-def _check(batches: Sequence[Any], ball: Ball, confidence: float, passes: int) -> None:
+def _check(batches: Any, ball: Ball, confidence: float, passes: int) -> None:
     if not isinstance(ball, Ball):
         raise ArgumentError(f"`measure_gap(set={ball!r})`: give a set, such as `NuclearBall(radius=1.0)`.")
+    if not isinstance(batches, Sequence):
+        raise ArgumentError(f"`measure_gap(batches=...)` takes a sequence of batches and got {type(batches).__name__}.")
     if len(batches) in (0, 2, 3):
         raise ArgumentError(
             f"`measure_gap(batches=...)` got {len(batches)}: give at least 4, half to find the vertex and half to measure it, "
             "or one that is the whole of the data."
         )
-    if isinstance(confidence, bool) or not (isinstance(confidence, int | float) and 0 < confidence < 1):
-        raise ArgumentError(f"`measure_gap(confidence={confidence!r})`: give a number between 0 and 1, such as 0.95.")
+    if isinstance(confidence, bool) or not (isinstance(confidence, int | float) and 0 < confidence <= 0.9999):
+        raise ArgumentError(f"`measure_gap(confidence={confidence!r})`: give a number above 0 and up to 0.9999, such as 0.95.")
     if isinstance(passes, bool) or not isinstance(passes, int) or passes < 2:
         raise ArgumentError(f"`measure_gap(passes={passes!r})`: give a whole number of at least 2, one for each side.")

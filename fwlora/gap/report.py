@@ -19,7 +19,7 @@ class SiteGap:
         truncated_norm: ``|G|_{F,r}``, r the rank of the set's atoms; in total likewise.
         eps: shortfall of the live link's vertex ``V = c + tau s B A/|s B A|``, ``<G, V> - min <G, .>``. A link that is zero
             does not move, V = W, and falls short by the whole gap.
-        alignment: ``-<G, s B A>/(|s B A| |G|*)``, at most 1; None where the link or the gradient is zero.
+        alignment: ``-<G, s B A>/(|s B A| |G|*)``, at most 1; None where the link is zero or the gradient is lost in the noise.
     """
 
     gap: Interval
@@ -73,4 +73,6 @@ class GapReport:
             for name, row in rows.items()
         ]
         head = f"{'site':<{width}}  {'gap':>26}  {'eps of the link':>26}  {'alignment':>9}  {'|G|_F':>9}"
-        return "\n".join([f"point [lower, upper] at {self.confidence:.0%}, {sum(self.batches)} batches", head, *lines])
+        found, measured = self.batches
+        title = f"point [lower, upper] at {self.confidence:.4g} confidence, from {found} batches and measured on {measured}"
+        return "\n".join([title, head, *lines])

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fwlora import distributed
 from fwlora.confidence import frobenius_factor, range_finder_factor
+from fwlora.errors import ArgumentError
 from fwlora.layers.probes import Probes
 from fwlora.layers.sites import Site, generator_for
 
@@ -26,8 +27,9 @@ class Sketch:
         at: the basis that the next product is taken with, Gaussian at first; in the end one of the two of the found part.
         side: the largest rank that a matrix of this shape has.
         product: (m, m), the triangular factors so far multiplied: ``M^p X = Q_p product``.
+        control: Z, as many Gaussian columns as X and independent of what is found from X.
         starts: for p = 1, 2, ..., ``max_j |M^p x_j|``, M^p being p alternating products with G_1 and G_1^T.
-        first: ``|G_1 X|_F^2``.
+        image: ``G_1 Z``.
         square: unbiased for ``|G|_F^2`` of the full gradient G.
         U: (out, m), S: (m,), V: (fan_in, m), the found part ``U diag(S) V^T`` of G_1, largest first.
     """
@@ -35,8 +37,9 @@ class Sketch:
     at: Tensor
     side: int
     product: Tensor
+    control: Tensor
     starts: list[float] = field(default_factory=list)
-    first: float = 0.0
+    image: Tensor = field(default_factory=lambda: torch.empty(0))
     square: float = 0.0
     U: Tensor = field(default_factory=lambda: torch.empty(0))
     S: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -49,8 +52,8 @@ class Sketch:
     def ceiling(self, rank: int, failure: float) -> float:
         """An upper bound of ``|G_1|_{F,rank}`` that holds but with probability `failure`.
 
-        Two bounds, of which the lower counts: ``k |G|_op^2``; and, P being the projection on the found columns,
-        ``|G|_{F,k}^2 <= |P G|_{F,k}^2 + |(I - P) G|_F^2``.
+        Two bounds, of which the lower counts: ``k |G|_op^2``; and, P being the projection on the found part,
+        ``|G|_{F,k}^2 <= |P G|_{F,k}^2 + |G - P G|_F^2``, whose last term the control columns see.
 
         Args:
             rank: k.
@@ -65,9 +68,10 @@ class Sketch:
         # |M^p x_j| >= sigma_1^p |<v_1, x_j>| for every p, and all |<v_1, x_j>| < alpha has probability failure/2 at most
         alpha = range_finder_factor(failure / 2, m)
         sigma = min((start / alpha) ** (1 / p) for p, start in enumerate(self.starts, 1))
-        # |G X|_F^2 >= t m |G|_F^2 but with probability failure/2
-        whole = self.first / (frobenius_factor(failure / 2, m) * m)
-        return min(rank * sigma**2, found + max(0.0, whole - self.norm(m) ** 2)) ** 0.5
+        # |R Z|_F^2 >= t m |R|_F^2 but with probability failure/2, for an R = G - P G that does not depend on Z
+        rest = self.image - self.U @ (self.S[:, None] * (self.V.mT @ self.control))
+        missed = float(rest.square().sum()) / (frobenius_factor(failure / 2, m) * m)
+        return min(rank * sigma**2, found + missed) ** 0.5
 
 
 def sketch(
@@ -86,33 +90,44 @@ def sketch(
 
     Returns:
         What they say of each site.
+
+    Raises:
+        ArgumentError: for a gradient that is not finite.
     """
     sketches = {name: _start(site, width, generator_for(seed, knot, f"gap of {name}")) for name, site in sites.items()}
     for number in range(1, passes + 1):
-        at = {name: sketch.at for name, sketch in sketches.items()}
+        is_first, is_right = number == 1, number % 2 == 1
+        at = {
+            name: torch.cat([sketch.at, sketch.control], dim=1) if is_first else sketch.at for name, sketch in sketches.items()
+        }
         means: dict[str, Tensor | float] = dict.fromkeys(sites, 0.0)
         squares = dict.fromkeys(sites, 0.0)
         for batch in batches:
-            for name, found in (probes.right(batch, at) if number % 2 else probes.left(batch, at)).items():
+            for name, found in (probes.right(batch, at) if is_right else probes.left(batch, at)).items():
                 means[name] = means[name] + found / len(batches)
                 squares[name] += float(found.square().sum()) / len(batches)
         for name, sketch in sketches.items():
             mean = means[name]
             assert isinstance(mean, Tensor)
             distributed.mean_(mean)
-            if number == 1:
-                sketch.first = float(mean.square().sum())
+            if not bool(mean.isfinite().all()):
+                raise ArgumentError(
+                    f"`loss_fn(batch)` has a gradient with inf or nan at {name!r}; measure where the loss is finite."
+                )
+            if is_first:
                 total = len(batches) * distributed.world_size()
-                sketch.square = _unbiased(sketch.first, distributed.mean(squares[name]), total) / mean.shape[1]
-            _advance(sketch, mean, is_right=number % 2 == 1)
+                of_mean = float(mean.square().sum())
+                sketch.square = _unbiased(of_mean, distributed.mean(squares[name]), total) / mean.shape[1]
+                mean, sketch.image = mean.tensor_split(2, dim=1)
+            _advance(sketch, mean, is_right=is_right)
     return sketches
 
 
 def _start(site: Site, width: int, generator: torch.Generator) -> Sketch:
     out, fan_in = site.B.shape[0], site.A.flatten(1).shape[1]
     side = min(out, fan_in)
-    X = torch.randn(fan_in, min(width, side), generator=generator, dtype=torch.float64)
-    return Sketch(X, side, torch.eye(X.shape[1], dtype=torch.float64))
+    X, Z = torch.randn(2, fan_in, min(width, side), generator=generator, dtype=torch.float64)
+    return Sketch(X, side, torch.eye(X.shape[1], dtype=torch.float64), Z)
 
 
 def _advance(sketch: Sketch, mean: Tensor, *, is_right: bool) -> None:

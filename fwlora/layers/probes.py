@@ -87,7 +87,7 @@ class Probes:
         """
         pairs = {}
         for name, site in self._sites.items():
-            A = _like(site.A, X[name].mT.reshape(-1, *site.A.shape[1:]))
+            A = _rows(site, X[name].mT)
             pairs[name] = (A, _leaf(site.B, (site.B.shape[0], len(A), *site.B.shape[2:])))
         gradients = self._gradients(batch, pairs, {name: B for name, (_, B) in pairs.items()})
         return {name: g.flatten(1) / self._sites[name].scaling for name, g in gradients.items()}
@@ -122,12 +122,16 @@ class Probes:
         pairs, thetas = {}, {}
         for name, site in self._sites.items():
             chosen = directions[name]
-            theta = torch.zeros(len(chosen), dtype=torch.promote_types(site.B.dtype, torch.float32), device=site.B.device)
-            thetas[name] = theta.requires_grad_()
-            A = torch.cat([f.A.flatten(1) for f in chosen]).reshape(-1, *site.A.shape[1:])
-            weighed = [t * _like(theta, f.B.flatten(1) * (f.scale / site.scaling)) for t, f in zip(theta, chosen, strict=True)]
-            B = torch.cat(weighed, dim=1)
-            pairs[name] = (_like(site.A, A), B.reshape(*B.shape, *[1] * (site.B.ndim - 2)).to(site.B.dtype))
+            wide = torch.promote_types(site.B.dtype, torch.float32)
+            theta = torch.zeros(len(chosen), dtype=wide, device=site.B.device, requires_grad=True)
+            A = _rows(site, torch.cat([f.A.flatten(1) for f in chosen]))
+            with torch.enable_grad():
+                columns = [
+                    t * _like(theta, f.B.flatten(1) * (f.scale / site.scaling)) for t, f in zip(theta, chosen, strict=True)
+                ]
+                B = torch.cat(columns, dim=1)
+                pairs[name] = (A, B.reshape(*B.shape, *[1] * (site.B.ndim - 2)).to(site.B.dtype))
+            thetas[name] = theta
         return self._gradients(batch, pairs, thetas)
 
     def _gradients(
@@ -150,6 +154,13 @@ class Probes:
             # Not backward(): the .grad of nobody's parameters is touched. A layer that the batch misses has no gradient.
             found = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
         return {name: gradient.detach().double().cpu() for name, gradient in zip(leaves, found, strict=True)}
+
+
+def _rows(site: Site, rows: Tensor) -> Tensor:
+    """Directions as an A of this site; torch gives an embedding's padding row no gradient, so they have no part in it."""
+    A = _like(site.A, rows).clone().reshape(-1, *site.A.shape[1:])
+    A[:, site.padding] = 0
+    return A
 
 
 def _like(factor: Tensor, value: Tensor) -> Tensor:

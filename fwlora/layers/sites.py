@@ -46,6 +46,12 @@ class Site:
         return isinstance(self.layer, lora.Embedding)
 
     @property
+    def padding(self) -> list[int]:
+        """Columns of A whose gradient torch leaves out: an embedding's padding row."""
+        index = getattr(self.layer.get_base_layer(), "padding_idx", None)
+        return [] if index is None else [int(index)]
+
+    @property
     def is_linear(self) -> bool:
         """Whether the layer is a matrix product, in either orientation."""
         return isinstance(self.layer, lora.Linear)

@@ -47,7 +47,7 @@ def test_gap_block_runs_as_written(capsys):
     names = {"model": model, "optimizer": optimizer, "stream": iter([{"input_ids": x, "labels": x} for x in ids])}
     exec(code, names)
     out = capsys.readouterr().out
-    assert "at 95%, 16 batches" in out
+    assert "at 0.95 confidence, from 8 batches and measured on 8" in out
     assert all(name in out for name in [*optimizer.sites, "total"])
 
 
