@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fwlora import distributed, linalg
 from fwlora.errors import ArgumentError, StateError
+from fwlora.interrupts import sigint_waits
 from fwlora.layers.dropout import Muted
 from fwlora.layers.probes import Side
 from fwlora.layers.sites import Site
@@ -46,6 +47,7 @@ class Alignment:
         self._sums: dict[str, Tensor] = {}
         self._muted: Muted | None = None
         self._thawed: list[nn.Parameter] = []
+        self._hooks: list[Any] = []
         self.fallbacks: dict[str, str] = {}
 
     @property
@@ -77,10 +79,13 @@ class Alignment:
             yield
             return
         self._check_served()
+        factors = [parameter for site in self._sites.values() for parameter in site.parameters()]
+        if distributed.every(all(parameter.grad is None for parameter in factors)):
+            yield  # nothing was looked at, as after a knot that was cut off: the phase waits
+            return
         found = {name: self._product(site) for name, site in self._sites.items()}
-        for site in self._sites.values():
-            for parameter in site.parameters():
-                parameter.grad = None
+        for parameter in factors:
+            parameter.grad = None
         yield
         self._take(found)
 
@@ -126,58 +131,93 @@ class Alignment:
         return self._rule.probes // 2
 
     def _product(self, site: Site) -> Tensor:
-        side = Side(site, site.zeroed if self._done is not None and self._done < self._turn else site.drawn)
+        assert self._done is not None
+        side = Side(site, site.zeroed if self._done < self._turn else site.drawn)
         if side.factor.grad is None:  # a layer that the batch did not reach
             return torch.zeros_like(side.directions(side.factor.detach()), dtype=torch.float32)
         return side.product.detach().to(torch.promote_types(side.factor.dtype, torch.float32))
 
     def _take(self, found: Mapping[str, Tensor]) -> None:
+        """One more product at every site; at the turn and at the end the factors are set, all or none."""
         assert self._done is not None
-        for name, product in found.items():
-            self._sums[name] = self._sums[name] + product if name in self._sums else product.clone()
-        self._done += 1
-        if self._done not in (self._turn, self._rule.probes):
+        done = self._done + 1
+        sums = {name: self._sums[name] + product if name in self._sums else product.clone() for name, product in found.items()}
+        if done not in (self._turn, self._rule.probes):
+            self._done, self._sums = done, sums
             return
-        sums, self._sums = self._sums, {}
-        usable = self._usable(sums)
-        if self._done == self._turn:
-            for name in usable:
-                Q = distributed.from_first_(linalg.basis(sums[name]))
-                Side(self._sites[name], self._sites[name].zeroed).point(Q)
-            self._thaw()
+        # All that can fail comes first.
+        fallbacks = {**self._unusable(sums), **self.fallbacks}
+        if done == self._turn:
+            bases = {
+                name: distributed.from_first_(linalg.basis(value)) for name, value in sums.items() if name not in fallbacks
+            }
+            with sigint_waits():
+                for name, Q in bases.items():
+                    Side(self._sites[name], self._sites[name].zeroed).point(Q)
+                self._done, self._sums, self.fallbacks = done, {}, fallbacks
+                self._thaw()
             return
-        for name, site in self._sites.items():
-            fresh = self._draw(site).to(site.drawn)
-            if name in usable:
-                rows = self._rule.align(linalg.top_directions(sums[name]).mT)
-                # A side shorter than the rank has fewer directions; the draw fills up.
-                Side(site, site.drawn).directions(fresh)[:, : len(rows)] = rows.mT
-            site.reset_(distributed.from_first_(fresh))
-        self.end()
+        fresh = {
+            name: distributed.from_first_(self._start(site, None if name in fallbacks else sums[name]))
+            for name, site in self._sites.items()
+        }
+        with sigint_waits():
+            for name, site in self._sites.items():
+                site.reset_(fresh[name])
+            self.fallbacks = fallbacks
+            self.end()
 
-    def _usable(self, sums: Mapping[str, Tensor]) -> list[str]:
-        """Sites with a finite gradient other than zero, in rank 0's judgement; the others are noted."""
+    def _start(self, site: Site, product: Tensor | None) -> Tensor:
+        """The drawn factor to start from: the draw, with the product's leading directions in place of as many of its own."""
+        fresh = self._draw(site).to(site.drawn)
+        if product is not None:
+            rows = self._rule.align(linalg.top_directions(product).mT)
+            # A side shorter than the rank has fewer directions; the draw fills up.
+            Side(site, site.drawn).directions(fresh)[:, : len(rows)] = rows.mT
+        return fresh
+
+    def _unusable(self, sums: Mapping[str, Tensor]) -> dict[str, str]:
+        """Sites whose gradient is zero or not finite, in rank 0's judgement, and which of the two."""
         mine = [2 if not bool(value.isfinite().all()) else int(not bool(value.any())) for value in sums.values()]
         codes = distributed.from_first_(torch.tensor(mine, dtype=torch.int64)).tolist()
-        for name, code in zip(sums, codes, strict=True):
-            if code:
-                self.fallbacks.setdefault(name, REASONS[code])
-        return [name for name in sums if name not in self.fallbacks]
+        return {name: REASONS[code] for name, code in zip(sums, codes, strict=True) if code}
 
     def _thaw(self) -> None:
-        self._thawed = [site.drawn for site in self._sites.values() if not site.drawn.requires_grad]
-        for parameter in self._thawed:
-            parameter.requires_grad_(True)
+        """Give a frozen A a gradient for its probes.
+
+        It is in no parameter group, so that a GradScaler looks past it: what is not finite there is shown to the scaler in B,
+        and the step is skipped and repeated.
+        """
+        for site in self._sites.values():
+            if not site.drawn.requires_grad:
+                site.drawn.requires_grad_(True)
+                self._thawed.append(site.drawn)
+                self._hooks.append(site.drawn.register_post_accumulate_grad_hook(_Show(site)))
 
     def _freeze(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
         for parameter in self._thawed:
             parameter.requires_grad_(False)
             parameter.grad = None
-        self._thawed = []
+        self._thawed, self._hooks = [], []
 
     def _check_served(self) -> None:
         if distributed.world_size() > 1 and any(not site.drawn.requires_grad for site in self._sites.values()):
             raise ArgumentError(
-                f"`reset={self._rule}` needs the gradient of A for a step, and `freeze_A=True` hides it from data-parallel "
-                "training, which would not average it. Use `freeze_A=False`, another `reset=`, or one process."
+                f"`reset={self._rule}` needs the gradient of A for a step, and A is frozen (`freeze_A=True`), so that "
+                "data-parallel training would not average it. Use `freeze_A=False`, another `reset=`, or one process."
             )
+
+
+class _Show:
+    """Adds 0 times the sum of a frozen A's gradient to B's: nothing, or nan."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+
+    def __call__(self, drawn: Tensor) -> None:
+        zeroed = self._site.zeroed
+        if drawn.grad is not None:
+            nothing = (0 * drawn.grad).sum()
+            zeroed.grad = torch.zeros_like(zeroed) + nothing if zeroed.grad is None else zeroed.grad.add_(nothing)

@@ -160,8 +160,8 @@ class Course:
             )
         if due is not None and self.step == 0 and 0 < due <= probes:
             raise ArgumentError(
-                f"`knots={self.knots}` makes a link of {due} steps, and `reset=` spends {probes} on finding its direction: it "
-                "would never train. Give longer links, or another reset."
+                f"`knots={self.knots}` makes a link of {due} steps, and `reset=` spends {probes} steps on finding its "
+                "direction: it would never train. Give longer links, or another reset."
             )
         if due is not None and due - self.step < SHORT_LINK and not (self.link_step or self._warned_of_short_link):
             self._warned_of_short_link = True

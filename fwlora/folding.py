@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import torch
+
+from fwlora import distributed
 from fwlora.errors import KnotError
 from fwlora.layers.sites import Site
 from fwlora.linalg import Factors
-from fwlora.record.chain import Chain, Link, stack
+from fwlora.record.chain import Chain, combine
 from fwlora.rules import Ball, Coefficients, MergeRule, Retiring
 
 TOLERANCE = 1e-5
@@ -54,17 +57,23 @@ def plan(rule: MergeRule, sites: Mapping[str, Site], chain: Chain, gap: float | 
     sums = {name: chain.stacked(name) for name in links}
     distance = _distance(ball, links, norms, sums) if rule.needs_gap else None
     facts = Retiring(len(chain), norms, gap, distance)
-    coefficients = rule.plan(facts)
+    # Algebra on another machine may differ in a last bit: what all ranks do is rank 0's.
+    coefficients = _from_first(rule.plan(facts))
     after = {}
     for name, (shrink, scale) in coefficients.items():
-        total = _sum(name, sums[name], links[name], shrink, scale)
-        after[name] = 0.0 if total is None else ball.norm(total.spectrum())
-        if not after[name] <= ball.radius * (1 + TOLERANCE):
+        spectrum = combine(sums[name], shrink, links[name]._replace(scale=scale * links[name].scale)).spectrum()
+        after[name] = ball.norm(spectrum)
+        if not ball.contains(spectrum, TOLERANCE):
             raise KnotError(
                 f"`merge={rule}`: after this knot the sum of the links at {name!r} has norm {after[name]:.6g}, outside the "
                 "set. The chain so far was made in a larger set, or by another rule: give the one that it was made with."
             )
     return Plan(coefficients, after, rule.eta(facts))
+
+
+def _from_first(coefficients: Mapping[str, Coefficients]) -> dict[str, Coefficients]:
+    numbers = distributed.from_first_(torch.tensor([*coefficients.values()], dtype=torch.float64)).tolist()
+    return {name: Coefficients(*pair) for name, pair in zip(coefficients, numbers, strict=True)}
 
 
 def _distance(
@@ -74,13 +83,6 @@ def _distance(
     square = 0.0
     for name, link in links.items():
         if norms[name] > 0:
-            total = _sum(name, sums[name], link, -1.0, ball.radius / norms[name])
-            assert total is not None
-            square += total.norm() ** 2
+            vertex = link._replace(scale=link.scale * ball.radius / norms[name])
+            square += combine(sums[name], -1.0, vertex).norm() ** 2
     return square**0.5
-
-
-def _sum(name: str, before: Factors | None, link: Factors, shrink: float, scale: float) -> Factors | None:
-    """``shrink * before + scale * link`` as factors."""
-    new = Link({name: link._replace(A=link.A.cpu(), B=link.B.cpu(), scale=scale * link.scale)}, {name: shrink})
-    return stack([*([] if before is None else [Link({name: before})]), new], name)

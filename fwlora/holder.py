@@ -101,6 +101,11 @@ class ChainHolder(DelegatingOptimizer):
         return self._ledger
 
     @property
+    def fallbacks(self) -> Mapping[str, str]:
+        """Sites at which the live link was to be aligned and started from its draw, and why; then in its knot's record."""
+        return MappingProxyType(self._alignment.fallbacks)
+
+    @property
     def link_factor(self) -> float:
         """The factor that `link_lr` puts on the learning rates at the next step."""
         return self._course.factor

@@ -6,11 +6,8 @@ function; a knot that an exception cut off is gone on with, never begun anew, fo
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +16,7 @@ from torch import Tensor
 from fwlora import distributed
 from fwlora.errors import KnotError, NonFiniteFactorsError, RankDisagreementError
 from fwlora.inner import DelegatingOptimizer
+from fwlora.interrupts import sigint_waits
 from fwlora.layers.rounding import RowMerge
 from fwlora.layers.sites import Site, first_nonfinite
 from fwlora.linalg import Factors
@@ -55,6 +53,7 @@ class Knot:
         self._retired: dict[str, Factors] = {}
         self._merging: dict[str, list[RowMerge]] = {}
         self._norms: dict[str, float] = {}
+        self._changes: dict[str, float] = {}
         self._gains: dict[str, float | None] = {}
         self._relative: dict[str, float] = {}
 
@@ -85,13 +84,14 @@ class Knot:
                     change = update(self._earlier, Link({site.name: retired}, {site.name: coefficients.shrink}), site.name)
                 merges = site.merges(change, residuals)
                 self._retired[site.name] = retired
+                self._norms[site.name], self._changes[site.name] = live.norm(), change.norm()
                 self._merging[site.name] = merges
             for merge in self._merging[site.name]:
                 merge.run()
             site.reset_(fresh)
             inner.forget(site.parameters())
             self._gains[site.name] = self._merging[site.name][0].gain
-            self._norms[site.name] = norm = self._retired[site.name].norm()
+            norm = self._changes.pop(site.name)
             self._relative[site.name] = norm / max(_norm(site.weight), torch.finfo(torch.float32).tiny)
             del self._merging[site.name]
 
@@ -174,19 +174,3 @@ def _host_copy(tensor: Tensor) -> Tensor:
 
 def _norm(weight: Tensor) -> float:
     return torch.linalg.vector_norm(weight.detach(), dtype=torch.promote_types(weight.dtype, torch.float32)).item()
-
-
-@contextmanager
-def sigint_waits() -> Iterator[None]:
-    """Hold Ctrl-C back until the end of a unit; only the main thread can, and not where C code set the handler."""
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is None:
-        yield
-        return
-    held: list[int] = []
-    handler = signal.signal(signal.SIGINT, lambda number, frame: held.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-        if held:
-            signal.raise_signal(signal.SIGINT)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from fwlora.errors import ArgumentError
-from fwlora.gap import GapReport, measure
+from fwlora.gap import GapReport, check, measure
 from fwlora.layers.probes import Probes
 from fwlora.outlets import ExportingChain
 from fwlora.rules import Ball, MergeRule
@@ -42,6 +42,9 @@ class MeasuredChain(ExportingChain):
             confidence: with which each interval holds what it is about.
             passes: forward and backward passes over the first half; 4 find 93 % and more of the norm where singular values
                 decay, 6 more.
+
+        The upper ends hold by bounds of random projections, at the confidence given, and by Student's t for the minibatches'
+        noise, whose spread along the best vertex is taken to be that along the one found.
 
         Returns:
             Intervals at each site and in total; print it.
@@ -78,11 +81,12 @@ class MeasuredChain(ExportingChain):
             passes: as in `measure_gap`.
 
         Raises:
-            ArgumentError: where no set is given and the merge rule has none, or another one.
+            ArgumentError: an argument breaks a rule; no set is given and the merge rule has none, or it has another one.
         """
         ball = self.merge.ball if set is None else set
         if ball is None:
             raise ArgumentError(f"`measure_at_knots(set=None)` takes the merge rule's set, and `merge={self.merge}` has none.")
+        check([None] if callable(batches) else batches, ball, confidence, passes)
         if self.merge.ball not in (None, ball):
             raise ArgumentError(f"`measure_at_knots(set={ball})` contradicts `merge={self.merge}`; leave `set` out.")
         self._at_knots = lambda: self.measure_gap(

@@ -21,7 +21,8 @@ from fwlora.errors import ArgumentError, KnotError, NonFiniteFactorsError, Refus
 from fwlora.folding import plan
 from fwlora.gap import GapReport
 from fwlora.inner import build_inner, check_connected, check_muon, groups_by_role
-from fwlora.knot import Knot, check_finite, sigint_waits, verify, verify_agreement
+from fwlora.interrupts import sigint_waits
+from fwlora.knot import Knot, check_finite, verify, verify_agreement
 from fwlora.layers.attach import attach, lora_layers, undone_on_error
 from fwlora.layers.sites import Site, generator_for
 from fwlora.measuring import MeasuredChain
@@ -135,10 +136,6 @@ class ChainLoRAOptimizer(MeasuredChain):
         brings_its_ranks = lora_config is not None or (isinstance(model, nn.Module) and bool(lora_layers(model)))
         first_rank = rank if self.ranks is None else None if brings_its_ranks else self.ranks.rank(0)
 
-        if self.merge.ball is not None and (lora_bias or (lora_config is not None and lora_config.lora_bias)):
-            raise ArgumentError(
-                f"`merge={merge}` keeps weights in a set and says nothing of biases; use `lora_bias=False`, or `merge=Add()`."
-            )
         with undone_on_error(model):
             attachment = attach(
                 model,
@@ -150,6 +147,11 @@ class ChainLoRAOptimizer(MeasuredChain):
                 train_modules=train_modules,
             )
             sites = attachment.sites
+            if self.merge.ball is not None and any(site.bias is not None for site in sites.values()):
+                raise ArgumentError(
+                    f"`merge={merge}` keeps weights in a set and says nothing of biases; use `lora_bias=False`, or "
+                    "`merge=Add()`."
+                )
             check_muon(inner, ((name, site.is_linear, site.parameters()) for name, site in sites.items()))
             if freeze_A:
                 for site in sites.values():
@@ -235,13 +237,15 @@ class ChainLoRAOptimizer(MeasuredChain):
         self._check_draws()
         gap = None if measure is None else measure()
         self.fingerprint_originals()
-        coefficients, norms, eta = plan(merge, self._sites, self._chain, None if gap is None else gap.descent)
+        # Read once: with `chain_dir` a link is a file.
+        earlier = self._chain if merge.ball is None else self._chain.in_memory()
+        coefficients, norms, eta = plan(merge, self._sites, earlier, None if gap is None else gap.ghat)
         self._knot = Knot(
             len(self._chain),
             self._course.step,
             self._course.link_step,
             coefficients,
-            self._chain,
+            earlier,
             {
                 "eta": eta,
                 "norms": norms,
@@ -306,11 +310,16 @@ class ChainLoRAOptimizer(MeasuredChain):
         return float(sum(-torch.sum(gradient * B) for gradient, B in pairs if gradient is not None))
 
     def _tie_scheduled(self) -> None:
-        try:
-            self.tie_knot()
-        except NonFiniteFactorsError as error:
-            warn(f"A scheduled knot was refused and waits for the next due step: {error}", RefusedKnotWarning)
-            self._ledger.append(KnotRecord(len(self._chain), self._course.step, self._course.link_step, refused=str(error)))
+        if self._course.link_step <= self.reset.probes and all(site.is_idle for site in self._sites.values()):
+            reason = f"`reset={self.reset}` has taken all steps of the link so far, and there is nothing to retire."
+        else:
+            try:
+                self.tie_knot()
+                return
+            except NonFiniteFactorsError as error:
+                reason = str(error)
+        warn(f"A scheduled knot was refused and waits for the next due step: {reason}", RefusedKnotWarning)
+        self._ledger.append(KnotRecord(len(self._chain), self._course.step, self._course.link_step, refused=reason))
 
     def _is_state_filling(self) -> bool:
         """Whether this is torch's distributed checkpoint, which fills an empty state by a step with lr 0 and zero grads."""

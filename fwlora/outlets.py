@@ -119,6 +119,7 @@ class ExportingChain(PersistentChain):
         self._check_unfinished()
         self._check_loaded()
         self.complete_knot()
+        self._alignment.end()
         for site in self._sites.values():
             if site.rank == site.width:
                 continue

@@ -153,6 +153,8 @@ class PersistentChain(ChainHolder):
         self._course.restore(step, step, 0, self._course.total_steps, {})
         if step >= self.reset.probes:
             self._alignment.end()
+        elif step:
+            self.start_link(0)  # the sums are lost, and nothing was trained yet
         self._awaits_load = knots > 0
 
     def save(self, directory: str | os.PathLike[str]) -> Path:

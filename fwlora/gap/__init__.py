@@ -16,6 +16,7 @@ find a unit vertex V^ by subspace iteration (`sketch`), and the other half measu
 Sources: Jaggi 2013 for the gap; Dixon 1983 for the norm; the interval is derived in this project.
 """
 
+from fwlora.gap.measure import check as check
 from fwlora.gap.measure import measure as measure
 from fwlora.gap.report import GapReport as GapReport
 from fwlora.gap.report import SiteGap as SiteGap

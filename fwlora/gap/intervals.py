@@ -63,7 +63,7 @@ class Reader:
             gap=self._affine(_sum(site.before for site in sites), dual, sum(ceilings)),
             gradient_norm=whole._replace(point=min(max(square**0.5, whole.lower), whole.upper)),
             truncated_norm=self._norm([site.dual for site in sites], [site.sketch.norm(k) for site in sites], ceilings),
-            eps=self._affine(eps, dual, sum(ceilings)),
+            eps=_not_negative(self._affine(eps, dual, sum(ceilings))),  # V lies in the set
             alignment=self._alignment([
                 (s.link, s.dual, c) for s, c in zip(sites, ceilings, strict=True) if s.link is not None
             ]),
@@ -114,6 +114,11 @@ class Reader:
             return 0.0
         first, second = self.counts
         return self._spread(samples, failure) * (second / first) ** 0.5
+
+
+def _not_negative(value: Interval) -> Interval:
+    """What is known to be 0 at least; a point below is left, for it is unbiased."""
+    return value._replace(lower=max(value.lower, min(0.0, value.point)))
 
 
 def _sum(samples: Iterable[Tensor]) -> Tensor:

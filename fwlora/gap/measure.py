@@ -38,13 +38,14 @@ def measure(
     Raises:
         ArgumentError: an argument breaks a rule.
     """
-    _check(batches, ball, confidence, passes)
+    check(batches, ball, confidence, passes)
     is_whole = len(batches) == 1
     half = len(batches) // 2
     first, second = (batches, batches) if is_whole else (batches[:half], batches[half:])
     width = max(COLUMNS, ball.atom_rank + 4)
     sketches = sketch(probes, sites, first, width=width, passes=passes, knot=len(chain), seed=seed)
-    before = {name: chain.stacked(name) for name in sites}
+    earlier = chain.in_memory()  # read once: with `chain_dir` a link is a file
+    before = {name: earlier.stacked(name) for name in sites}
     directions = {name: _directions(site, sketches[name], before[name], ball) for name, site in sites.items()}
     found = [probes.along(batch, {name: list(d.values()) for name, d in directions.items()}) for batch in second]
     samples = {}
@@ -78,7 +79,18 @@ def _directions(site: Site, sketch: Sketch, before: Factors | None, ball: Ball) 
     return chosen
 
 
-def _check(batches: Any, ball: Ball, confidence: float, passes: int) -> None:
+def check(batches: Any, ball: Ball, confidence: float, passes: int) -> None:
+    """Refuse arguments that no measurement can have.
+
+    Args:
+        batches: a sequence.
+        ball: the set.
+        confidence: of the intervals.
+        passes: over the first half.
+
+    Raises:
+        ArgumentError: naming the first that breaks a rule.
+    """
     if not isinstance(ball, Ball):
         raise ArgumentError(f"`measure_gap(set={ball!r})`: give a set, such as `NuclearBall(radius=1.0)`.")
     if not isinstance(batches, Sequence):

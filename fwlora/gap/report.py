@@ -19,7 +19,8 @@ class SiteGap:
         truncated_norm: ``|G|_{F,r}``, r the rank of the set's atoms; in total likewise.
         eps: shortfall of the live link's vertex ``V = c + tau s B A/|s B A|``, ``<G, V> - min <G, .>``. A link that is zero
             does not move, V = W, and falls short by the whole gap.
-        alignment: ``-<G, s B A>/(|s B A| |G|*)``, at most 1; None where the link is zero or the gradient is lost in the noise.
+        alignment: ``-<G, s B A>/(|s B A| |G|*)``, at most 1, in total the sum above over the sum below; None where the link is
+            zero or the gradient is lost in the noise.
     """
 
     gap: Interval
@@ -51,7 +52,7 @@ class GapReport:
     batches: tuple[int, int]
 
     @property
-    def descent(self) -> float:
+    def ghat(self) -> float:
         """``<G, W - V>`` of the live link's own vertex, which a short step needs: ``gap - eps``, from the same batches."""
         return self.total.gap.point - self.total.eps.point
 

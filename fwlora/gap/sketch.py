@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,9 +27,10 @@ class Sketch:
     Attributes:
         at: the basis that the next product is taken with, Gaussian at first; in the end one of the two of the found part.
         side: the largest rank that a matrix of this shape has.
-        product: (m, m), the triangular factors so far multiplied: ``M^p X = Q_p product``.
+        product: (m, m), the triangular factors so far multiplied, up to ``exp(size)``: ``M^p X = Q_p product exp(size)``.
         control: Z, as many Gaussian columns as X and independent of what is found from X.
-        starts: for p = 1, 2, ..., ``max_j |M^p x_j|``, M^p being p alternating products with G_1 and G_1^T.
+        starts: for p = 1, 2, ..., ``log max_j |M^p x_j|``, M^p being p alternating products with G_1 and G_1^T; p-th powers of
+            a small number would be lost in float64.
         image: ``G_1 Z``.
         square: unbiased for ``|G|_F^2`` of the full gradient G.
         U: (out, m), S: (m,), V: (fan_in, m), the found part ``U diag(S) V^T`` of G_1, largest first.
@@ -38,6 +40,7 @@ class Sketch:
     side: int
     product: Tensor
     control: Tensor
+    size: float = 0.0
     starts: list[float] = field(default_factory=list)
     image: Tensor = field(default_factory=lambda: torch.empty(0))
     square: float = 0.0
@@ -66,8 +69,8 @@ class Sketch:
         if m == self.side:
             return found**0.5
         # |M^p x_j| >= sigma_1^p |<v_1, x_j>| for every p, and all |<v_1, x_j>| < alpha has probability failure/2 at most
-        alpha = range_finder_factor(failure / 2, m)
-        sigma = min((start / alpha) ** (1 / p) for p, start in enumerate(self.starts, 1))
+        alpha = math.log(range_finder_factor(failure / 2, m))
+        sigma = math.exp(min((start - alpha) / p for p, start in enumerate(self.starts, 1)))
         # |R Z|_F^2 >= t m |R|_F^2 but with probability failure/2, for an R = G - P G that does not depend on Z
         rest = self.image - self.U @ (self.S[:, None] * (self.V.mT @ self.control))
         missed = float(rest.square().sum()) / (frobenius_factor(failure / 2, m) * m)
@@ -135,7 +138,10 @@ def _advance(sketch: Sketch, mean: Tensor, *, is_right: bool) -> None:
     P = sketch.at
     Q, R = torch.linalg.qr(mean)
     sketch.product = R @ sketch.product
-    sketch.starts.append(float(torch.linalg.vector_norm(sketch.product, dim=0).max()))
+    largest = float(torch.linalg.vector_norm(sketch.product, dim=0).max())
+    sketch.size += math.log(largest) if largest > 0 else -math.inf
+    sketch.product = sketch.product / (largest or 1.0)
+    sketch.starts.append(sketch.size)
     # G_1 P P^T = Q R P^T, and P P^T G_1 = P R^T Q^T: the SVD of R turns both bases.
     a, sketch.S, bt = torch.linalg.svd(R)
     sketch.U, sketch.V = (Q @ a, P @ bt.mT) if is_right else (P @ bt.mT, Q @ a)

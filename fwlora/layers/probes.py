@@ -74,6 +74,7 @@ class Probes:
 
     def __init__(self, model: nn.Module, sites: Mapping[str, Site], loss_fn: Callable[[Any], Tensor]) -> None:
         self._model, self._sites, self._loss_fn = model, sites, loss_fn
+        self._lift = 2.0**16
 
     def right(self, batch: Any, X: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """``G X`` at every site.
@@ -124,7 +125,7 @@ class Probes:
             chosen = directions[name]
             wide = torch.promote_types(site.B.dtype, torch.float32)
             theta = torch.zeros(len(chosen), dtype=wide, device=site.B.device, requires_grad=True)
-            A = _rows(site, torch.cat([f.A.flatten(1) for f in chosen]))
+            A = _rows(site, torch.cat([_like(site.A, f.A.flatten(1)) for f in chosen]))
             with torch.enable_grad():
                 columns = [
                     t * _like(theta, f.B.flatten(1) * (f.scale / site.scaling)) for t, f in zip(theta, chosen, strict=True)
@@ -146,14 +147,22 @@ class Probes:
                 raise ArgumentError(
                     f"`loss_fn(batch)` must return the mean loss as a tensor of one number, and returned {loss!r:.60}."
                 )
-            if not loss.requires_grad:
+            # Not backward(): the .grad of nobody's parameters is touched. A layer that the batch misses has no gradient.
+            wanted = list(leaves.values())
+            # A power of two changes no digit, and lifts what float16 would lose.
+            found = torch.autograd.grad(loss * self._lift, wanted, allow_unused=True) if loss.requires_grad else [None]
+            if all(gradient is None for gradient in found):
                 raise NoGradientError(
                     "`loss_fn(batch)` returned a loss that depends on no site of the chain; let it call the model that the "
-                    "optimizer was made for, outside `torch.no_grad()` and `inference_mode()`."
+                    "optimizer was made for, outside `inference_mode()`, and checkpoint with `use_reentrant=False`."
                 )
-            # Not backward(): the .grad of nobody's parameters is touched. A layer that the batch misses has no gradient.
-            found = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
-        return {name: gradient.detach().double().cpu() for name, gradient in zip(leaves, found, strict=True)}
+        if self._lift > 1 and not all(g is None or bool(g.isfinite().all()) for g in found):
+            self._lift /= 16
+            return self._gradients(batch, pairs, leaves)
+        return {
+            name: (torch.zeros_like(leaf) if gradient is None else gradient.detach()).double().cpu() / self._lift
+            for (name, leaf), gradient in zip(leaves.items(), found, strict=True)
+        }
 
 
 def _rows(site: Site, rows: Tensor) -> Tensor:

@@ -242,17 +242,22 @@ def stack(links: Iterable[Link], site: str) -> Factors | None:
     Returns:
         Factors of the summed rank, with scale 1; None where no link holds the site.
     """
+    holding = [link for link in links if site in link.factors]
     chosen: list[Factors] = []
     coefficient = 1.0
-    for link in reversed([link for link in links if site in link.factors]):
+    for link in reversed(holding):
         factors = link.factors[site]
-        if coefficient != 0:
+        # What adds nothing has no part in the rank, but something must stand.
+        if coefficient * factors.scale != 0:
             # Half-precision factors are multiplied in float32 at a merge, and so they are here.
             A, B = _at_least_float32(factors.A), _at_least_float32(factors.B)
             chosen.insert(0, Factors(A, B, coefficient * factors.scale, factors.bias))
         coefficient *= link.shrinks.get(site, 1.0)
-    if not chosen:
+    if not holding:
         return None
+    if not chosen:
+        last = holding[-1].factors[site]
+        chosen = [last._replace(A=_at_least_float32(last.A), B=_at_least_float32(last.B), scale=0.0)]
     bias = None if chosen[0].bias is None else sum(f.scale * f.bias for f in chosen if f.bias is not None)
     return Factors(
         torch.cat([f.A for f in chosen]),
@@ -278,10 +283,16 @@ def update(earlier: Iterable[Link], link: Link, site: str) -> Factors:
     """
     new, shrink = link.factors[site], link.shrinks.get(site, 1.0)
     before = None if shrink == 1.0 else stack(earlier, site)
-    if before is None:
-        return new
-    B = torch.cat([(shrink - 1.0) * before.B, new.scale * _at_least_float32(new.B)], dim=1)
-    return Factors(torch.cat([before.A, _at_least_float32(new.A)]), B, 1.0, new.bias)
+    return new if before is None else combine(before, shrink - 1.0, new)
+
+
+def combine(before: Factors | None, shrink: float, link: Factors) -> Factors:
+    """``shrink * before + link`` as factors on the CPU, with scale 1."""
+    site = "here"
+    links = [*([] if before is None else [Link({site: _on_cpu(before)})]), Link({site: _on_cpu(link)}, {site: shrink})]
+    total = stack(links, site)
+    assert total is not None
+    return total
 
 
 def write_atomically(path: Path, data: bytes) -> None:

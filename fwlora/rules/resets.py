@@ -100,7 +100,8 @@ class GradientAligned(ResetRule):
     With ``G = U S V^T`` the rank-r step of steepest descent is ``-U_r S_r V_r^T``, so ``A = V_r^T`` lets B find it at once.
     The first `steps` optimizer steps of a link are spent on it, in the training loop as it is: half of them with A drawn and B
     zero, where grad_B = s G A^T; the rest with ``B = Q``, an orthonormal basis of those, and A zero, where grad_A = s Q^T G.
-    What else is trained goes on training in these steps. Where the gradient is zero or not finite the link starts from
+    This is one subspace iteration from a random start, so A holds V_r approximately where singular values decay slowly. What
+    else is trained goes on training in these steps. Where the gradient is zero or not finite the link starts from
     `Kaiming`'s draw, and its record says so.
 
     It was measured to pay where a task needs new directions (new labels for a classifier), and to do nothing on rotated digits

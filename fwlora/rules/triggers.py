@@ -52,7 +52,8 @@ class _Trigger(KnotSchedule):
         if not values or len(values) % self.window:
             return False
         means = [sum(values[end - self.window : end]) / self.window for end in range(self.window, len(values) + 1, self.window)]
-        return self._is_done(means)
+        # A loss that was once inf or nan says nothing of the link.
+        return math.isfinite(means[-1]) and self._is_done([mean for mean in means if math.isfinite(mean)])
 
     @abstractmethod
     def _is_done(self, means: Sequence[float]) -> bool:
@@ -73,8 +74,10 @@ class GapBelow(_Trigger):
 
     in `patience` windows in a row. D is read off the gradients that `step()` is given, after any clipping.
 
-    No trigger that was tried before told when a knot pays; ``python -m experiments knot-schedules`` measures this one against
-    even knots and against none.
+    It says that a link is spent, not that the next one pays (``python -m experiments knot-schedules``: 12 seeds,
+    ``min_steps=100``). Where rank is missing in a regression it beats one LoRA (relative error .189 against .702) and loses to
+    a knot every 100 steps (.091); on rotated digits it ties 0.9 knots a run, with no clear gain; where rank is enough it ties
+    1.7 all the same, and loses.
 
     Args:
         fraction: of the link's largest window mean, between 0 and 1.
@@ -122,8 +125,10 @@ class Plateau(_Trigger):
     in each of those last windows: the test of torch's `ReduceLROnPlateau`, which is relative and holds for losses of any sign.
     The loss must be told, by `optimizer.observe(loss)` before `optimizer.step()` or by giving `step()` a closure.
 
-    No trigger that was tried before told when a knot pays; ``python -m experiments knot-schedules`` measures this one against
-    even knots and against none.
+    It says that a link is spent, not that the next one pays (``python -m experiments knot-schedules``: 12 seeds,
+    ``min_steps=100``). Where rank is missing in a regression it beats one LoRA (relative error .245 against .702) and loses to
+    a knot every 100 steps (.091); on rotated digits it gains 2.9 points over one LoRA where a knot every 100 steps gains 5.2;
+    where rank is enough it ties 3.9 knots a run all the same, and loses.
 
     Args:
         threshold: what counts as an improvement, relative to the best mean; at least 0 and below 1.

@@ -155,7 +155,7 @@ def trained_run(
         report = optimizer.measure_gap([None], model, ball, passes=12)
         assert report.total.gap.point == pytest.approx(gap, rel=1e-6)
         assert report.total.eps.point == pytest.approx(eps, rel=1e-6, abs=1e-9 * gap)
-        assert report.descent == pytest.approx(inner(G, W) - inner(G, V), rel=1e-9, abs=1e-12 * gap)
+        assert report.ghat == pytest.approx(inner(G, W) - inner(G, V), rel=1e-9, abs=1e-12 * gap)
 
         record = optimizer.tie_knot()
         assert record.eta is not None

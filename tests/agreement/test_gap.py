@@ -141,7 +141,7 @@ def test_small_sites_are_measured_exactly(x: Tensor, ball: Ball, knots: int, mer
         if trained:
             total["alignment"] = sum(a for a, _ in alignments) / sum(s for _, s in alignments)
         assert_exact(report.total, total)
-        assert report.descent == pytest.approx(total["gap"] - total["eps"], rel=1e-10, abs=1e-14)
+        assert report.ghat == pytest.approx(total["gap"] - total["eps"], rel=1e-10, abs=1e-14)
 
 
 @pytest.mark.parametrize("ball", [NuclearBall(0.5), SupportBall(0.5, rank=4)], ids=repr)

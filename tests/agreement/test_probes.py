@@ -13,11 +13,12 @@ from peft import LoraConfig
 from torch import Tensor, nn
 
 from fwlora import ChainLoRAOptimizer, Flat, Never, NuclearBall, Site
+from fwlora.errors import NoGradientError
 from fwlora.layers.probes import Probes
 from fwlora.linalg import Factors
 from tests.agreement.dense import Batch, dense_gradients, loss_of
 from tests.conftest import make_chain, train
-from tests.tables import CASES
+from tests.tables import CASES, output
 
 
 def assert_products(probes: Probes, sites: Mapping[str, Site], batch: Any, gradients: Mapping[str, Tensor], tolerance: float):
@@ -234,3 +235,31 @@ def test_a_loss_that_raises_leaves_everything_as_it_was(noisy, at: int):
         optimizer.measure_gap([x], loss_fn, NuclearBall(1.0), passes=4)
     assert len(calls) == at
     assert_equal(everything(model, optimizer), before)
+
+
+def test_loss_that_reaches_no_site_is_refused():
+    """A gap of 0 would be a lie: here the loss reaches what is trained in full, and nothing else."""
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)).double()
+    optimizer = ChainLoRAOptimizer(model, target_modules=["0"], train_modules=["1"])
+    x = torch.randn(4, 3, dtype=torch.float64)
+    with pytest.raises(NoGradientError, match="use_reentrant=False"):
+        optimizer.measure_gap([x], lambda x: model[1](x).square().mean(), NuclearBall(1.0))
+
+
+def test_small_gradients_survive_float16():
+    """Lifted by a power of two, which is given back; too large ones are lifted less."""
+    case = CASES["linear"]
+    model, batch = case.model(), case.batch()
+    optimizer = make_chain(case, model)
+    gradients = dense_gradients(case.model(torch.float64), optimizer.sites, lambda model: loss_of(model, batch))
+    for size in (1e-6, 1.0, 1e4):
+
+        def loss_fn(batch: Batch, size: float = size) -> Tensor:
+            with torch.autocast("cpu", torch.float16):
+                out = output(model, batch)
+            target = torch.randn(out.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+            return size * (out - target.to(out.dtype)).square().mean()
+
+        probes = Probes(model, optimizer.sites, loss_fn)
+        scaled = {name: size * G for name, G in gradients.items()}
+        assert_products(probes, optimizer.sites, batch, scaled, tolerance=0.02)

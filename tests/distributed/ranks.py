@@ -19,7 +19,18 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch.nn.parallel import DistributedDataParallel
 from transformers import LlamaForCausalLM, Trainer, TrainingArguments
 
-from fwlora import ChainLoRAOptimizer, Evenly, Every, Flat, GapBelow, GradientAligned, Plateau, SupportBall
+from fwlora import (
+    ChainLoRAOptimizer,
+    Evenly,
+    Every,
+    Flat,
+    FrankWolfe,
+    GapBelow,
+    GradientAligned,
+    OpenLoop,
+    Plateau,
+    SupportBall,
+)
 from fwlora.errors import FwloraError, RefusedKnotWarning, ShortLinkWarning
 from fwlora.integrations.transformers import ChainCallback
 from tests.tables import CASES
@@ -253,7 +264,24 @@ def measured(rank: int) -> dict:
     all_rows = [*halves[0], *halves[1]]
     whole = chain.measure_gap(all_rows, lambda ids: model(input_ids=ids, labels=torch.full_like(ids, 7)).loss, ball)
     train(wrapped, chain, rank, range(4, 6))
-    return {"report": report.document(), "whole": whole.document(), "same": same, "later": facts(chain)}
+    unmeasured = chain_of(llama())
+    train(DistributedDataParallel(unmeasured._attachment.model), unmeasured, rank, range(6))
+    later = {"later": facts(chain), "unmeasured": facts(unmeasured)}
+    return {"report": report.document(), "whole": whole.document(), "same": same, **later}
+
+
+def algorithm_2(rank: int) -> dict:
+    """Coefficients that rank 1 would compute a little differently, as another machine might: it takes rank 0's."""
+    model = llama()
+    chain = chain_of(model, merge=FrankWolfe(SupportBall(0.5, rank=2), OpenLoop()))
+    wrapped = DistributedDataParallel(model)
+    norm = SupportBall.norm
+    SupportBall.norm = lambda self, S: norm(self, S) * (1 + 1e-7 * rank)
+    try:
+        train(wrapped, chain, rank)
+    finally:
+        SupportBall.norm = norm
+    return facts(chain)
 
 
 def triggered(rank: int) -> dict:
@@ -317,6 +345,7 @@ SCENARIOS = [
     aligned,
     aligned_frozen,
     measured,
+    algorithm_2,
     triggered,
     trainer,  # the last one, for it leaves accelerate's shared state behind
 ]

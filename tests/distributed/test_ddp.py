@@ -191,10 +191,15 @@ def test_gap_of_two_ranks_is_that_of_all_their_batches(ranks):
 
 
 def test_measuring_leaves_wrapped_training_as_it_was(ranks):
-    first, second = ranks("measured")
-    assert first["same"]
-    assert second["same"]
-    _assert_equal(first["later"]["tensors"], second["later"]["tensors"])
+    for outcome in ranks("measured"):
+        assert outcome["same"]
+        _assert_equal(outcome["later"]["tensors"], outcome["unmeasured"]["tensors"])
+
+
+def test_ranks_make_the_same_step_of_algorithm_2(ranks):
+    first, second = ranks("algorithm_2")
+    assert first["knots"] == second["knots"] == [3, 6, 9]
+    _assert_equal(first["tensors"], second["tensors"])
 
 
 @pytest.mark.parametrize("schedule", ["plateau", "gap"])

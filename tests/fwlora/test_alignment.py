@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from fwlora import At, ChainLoRAOptimizer, Every, Flat, GradientAligned, Kaiming, Never, StepDown
-from fwlora.errors import ArgumentError, StateError
+from fwlora.errors import ArgumentError, RefusedKnotWarning, StateError
 from tests.conftest import assert_same, make_chain, train
 from tests.tables import CASES, loss_of, output
 
@@ -287,6 +287,7 @@ def test_gradient_that_says_nothing_leaves_the_draw_and_the_record_says_so(chain
             for parameter in optimizer.sites["layers.0"].parameters():
                 parameter.grad.fill_(value)
         optimizer.step()
+    assert optimizer.fallbacks == {"layers.0": reason}
     assert torch.equal(optimizer.sites["layers.0"].A, plain.sites["layers.0"].A)
     assert not torch.equal(optimizer.sites["layers.2"].A, plain.sites["layers.2"].A)
     step(model, optimizer, batch)
@@ -405,3 +406,65 @@ def test_link_that_would_only_look_for_its_direction_is_refused_before_the_first
 def test_number_of_probes_is_checked(steps):
     with pytest.raises(ArgumentError, match=r"`GradientAligned\(steps=...\)`"):
         GradientAligned(steps=steps)
+
+
+def test_scaler_sees_what_is_not_finite_in_a_frozen_A_alone(chained):
+    """grad_B is 0 in the second probe, and A is in no parameter group."""
+    model, optimizer, batch = chained("linear", reset=ALIGNED, knots=Never(), freeze_A=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    steps = []
+    for overflows in (False, True, False, False):
+        optimizer.zero_grad()
+        scaler.scale(loss_of(model, batch)).backward()
+        if overflows:
+            site = optimizer.sites["layers.0"]
+            hidden = torch.full_like(site.A, float("inf"), requires_grad=False)
+            (site.A * hidden).sum().backward()
+        scaler.step(optimizer)
+        scaler.update()
+        steps.append(optimizer.progress.step)
+    assert steps == [1, 1, 2, 3]
+    assert not optimizer.fallbacks
+    assert all(site.B.any() for site in optimizer.sites.values())
+
+
+def test_probe_that_fails_is_made_again(chained, monkeypatch):
+    model, optimizer, batch = chained("linear", reset=ALIGNED, knots=Never())
+    twin_model, twin, _ = chained("linear", reset=ALIGNED, knots=Never())
+    step(model, optimizer, batch)
+    step(twin_model, twin, batch)
+    with monkeypatch.context() as patch:
+        patch.setattr("fwlora.linalg.top_directions", lambda Z: (_ for _ in ()).throw(MemoryError("no room")))
+        with pytest.raises(MemoryError):
+            step(model, optimizer, batch)
+    for _ in range(2):
+        step(model, optimizer, batch)
+        step(twin_model, twin, batch)
+    assert all(torch.equal(site.A, twin.sites[name].A) for name, site in optimizer.sites.items())
+    assert all(site.B.any() for site in optimizer.sites.values())
+
+
+def test_step_without_any_gradient_is_no_probe(chained):
+    model, optimizer, batch = chained("llama", steps=1, reset=ALIGNED, knots=Never(), train_modules=["norm"])
+    optimizer.zero_grad()
+    optimizer.step()
+    step(model, optimizer, batch)
+    assert not optimizer.fallbacks
+    step(model, optimizer, batch)
+    assert all(site.B.any() for site in optimizer.sites.values())
+
+
+def test_knot_that_is_due_before_the_link_has_trained_is_refused_and_recorded(chained):
+    model, optimizer, batch = chained("linear", steps=4, reset=ALIGNED, knots=At([4, 5, 6, 8]))
+    with pytest.warns(RefusedKnotWarning, match="nothing to retire"):
+        train(optimizer, model, batch, 2)
+    assert [record.refused is None for record in optimizer.ledger] == [True, False, False]
+    train(optimizer, model, batch, 2)
+    assert optimizer.ledger.column("step") == [4, 8]
+
+
+def test_compact_within_the_phase_leaves_a_frozen_A_frozen(chained):
+    model, optimizer, batch = chained("linear", steps=4, reset=ALIGNED, knots=At([4]), freeze_A=True, rank=StepDown([2, 1]))
+    step(model, optimizer, batch)
+    optimizer.compact()
+    assert not any(site.A.requires_grad for site in optimizer.sites.values())

@@ -6,9 +6,21 @@ import copy
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 
-from fwlora import Every, FrankWolfe, GradientAligned, Never, NuclearBall, OpenLoop, ShortStep, SupportBall
+from fwlora import (
+    Chain,
+    ChainLoRAOptimizer,
+    Every,
+    FrankWolfe,
+    GradientAligned,
+    Link,
+    Never,
+    NuclearBall,
+    OpenLoop,
+    ShortStep,
+    SupportBall,
+)
 from fwlora.errors import ArgumentError, KnotError, NonFiniteFactorsError
 from fwlora.layers.rounding import restore
 from tests.conftest import assert_same, make_chain, train
@@ -253,9 +265,37 @@ def test_set_is_named_once(chained):
         optimizer.measure_at_knots([1], lambda batch: batch)
 
 
-def test_trained_biases_are_refused(chained):
-    for options in ({"lora_bias": True}, {"lora_config": LoraConfig(target_modules=["0"], lora_bias=True), "rank": None}):
-        model = CASES["linear"].model()
+def test_trained_biases_are_refused():
+    case, config = CASES["opt"], LoraConfig(r=2, target_modules=["q_proj"], lora_bias=True)
+    for build in (
+        lambda model: ChainLoRAOptimizer(model, lora_bias=True, merge=HALF),
+        lambda model: ChainLoRAOptimizer(model, lora_config=config, merge=HALF),
+    ):
+        model = case.model()
         with pytest.raises(ArgumentError, match="says nothing of biases"):
-            make_chain(CASES["linear"], model, **{"target_modules": None, "merge": HALF, **options})
+            build(model)
         assert not any("lora" in name for name, _ in model.named_modules())
+    with pytest.raises(ArgumentError, match="says nothing of biases"):
+        ChainLoRAOptimizer(get_peft_model(case.model(), config), merge=HALF)
+
+
+def test_links_on_disk_are_read_once_a_knot(tmp_path, chained, monkeypatch):
+    model, optimizer, batch = chained("llama", steps=6, knots=Every(2), merge=HALF, chain_dir=tmp_path)
+    reads = []
+    read = Chain._read
+    monkeypatch.setattr(Chain, "_read", lambda self, link: reads.append(link) or read(self, link))
+    train(optimizer, model, batch, 1)
+    optimizer.tie_knot()
+    assert sum(not isinstance(link, Link) for link in reads) == 3
+
+
+def test_record_tells_the_links_own_norm_and_the_weights_own_change(chained):
+    model, optimizer, batch = chained("linear", steps=4, knots=Every(2), merge=HALF)
+    train(optimizer, model, batch, 1)
+    before = weights(optimizer)
+    norms = {name: site.live().norm() for name, site in optimizer.sites.items()}
+    record = optimizer.tie_knot()
+    for name, site in optimizer.sites.items():
+        assert record.link_norms[name] == pytest.approx(norms[name], rel=1e-6)
+        change = float((site.weight - before[name]).norm() / site.weight.norm())
+        assert record.relative_updates[name] == pytest.approx(change, rel=1e-4)
