@@ -192,6 +192,12 @@ class Alignment:
             if not site.drawn.requires_grad:
                 site.drawn.requires_grad_(True)
                 self._thawed.append(site.drawn)
+        self._watch()
+
+    def _watch(self) -> None:
+        thawed = {id(parameter) for parameter in self._thawed}
+        for site in self._sites.values():
+            if id(site.drawn) in thawed:
                 self._hooks.append(site.drawn.register_post_accumulate_grad_hook(_Show(site)))
 
     def _freeze(self) -> None:
@@ -201,6 +207,13 @@ class Alignment:
             parameter.requires_grad_(False)
             parameter.grad = None
         self._thawed, self._hooks = [], []
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_hooks": []}  # a copy has tensors of its own
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._watch()
 
     def _check_served(self) -> None:
         if distributed.world_size() > 1 and any(not site.drawn.requires_grad for site in self._sites.values()):

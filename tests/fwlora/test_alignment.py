@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import pickle
 
 import pytest
 import torch
@@ -244,6 +245,18 @@ def test_copy_in_the_middle_has_its_own_phase():
     step(twin_model, twin, CASES["linear"].batch())
     assert probabilities(twin_dropouts) == {0.3}
     assert probabilities(dropouts) == {0.0}
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2])
+def test_copy_of_a_frozen_A_goes_on_as_the_run_does(chained, steps):
+    model, optimizer, batch = chained("linear", steps=steps, reset=ALIGNED, knots=Never(), freeze_A=True)
+    twin_model, twin = copy.deepcopy((model, optimizer))
+    other_model, other = pickle.loads(pickle.dumps((model, optimizer)))
+    for a, b in ((model, optimizer), (twin_model, twin), (other_model, other)):
+        train(b, a, batch, 4 - steps)
+    assert_same(model, optimizer, twin_model, twin)
+    assert_same(model, optimizer, other_model, other)
+    assert not any(site.A.requires_grad for site in twin.sites.values())
 
 
 @pytest.mark.parametrize("saved_after", range(8))
