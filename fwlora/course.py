@@ -141,15 +141,8 @@ class Course:
         """A Frank-Wolfe gap was measured."""
         self.history.setdefault("gap", []).append(gap)
 
-    def check_link(self, probes: int) -> None:
-        """Ask where the link ends, which raises where nobody can know; say once that a link is shorter than is of use.
-
-        Args:
-            probes: steps at its start that do not train it.
-
-        Raises:
-            ArgumentError: for a schedule that cannot say, or a first link that would never train.
-        """
+    def check_link(self) -> None:
+        """Ask where the link ends, which raises where nobody can know; say once that a link is shorter than is of use."""
         if not isinstance(self.knots, CountedKnots):
             return
         due = self.knots.next_knot(self.step, self.total_steps)
@@ -157,11 +150,6 @@ class Course:
             raise ArgumentError(
                 f"`link_lr={self.link_lr}` must know where the last link ends, and `knots={self.knots}` does not say: set "
                 "`optimizer.total_steps = ...` before the first step, or use `Flat()`."
-            )
-        if due is not None and self.step == 0 and 0 < due <= probes:
-            raise ArgumentError(
-                f"`knots={self.knots}` makes a link of {due} steps, and `reset=` spends {probes} steps on finding its "
-                "direction: it would never train. Give longer links, or another reset."
             )
         if due is not None and due - self.step < SHORT_LINK and not (self.link_step or self._warned_of_short_link):
             self._warned_of_short_link = True

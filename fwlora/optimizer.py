@@ -336,7 +336,7 @@ class ChainLoRAOptimizer(MeasuredChain):
         self.complete_knot()
         self._check_agreement()
         self._check_measured()
-        self._course.check_link(self.reset.probes)
+        self._course.check_link()
 
     def _check_agreement(self) -> None:
         if self._unchecked_agreement:

@@ -105,8 +105,8 @@ class GradientAligned(ResetRule):
     `Kaiming`'s draw, and its record says so.
 
     Whether it pays depends on the task (`python -m experiments resets`, against the same chain from `Kaiming`, p corrected):
-    new labels for a classifier +0.4 points with 2 steps (p = .13) and +0.8 with 8 (p = .048); rotated digits nothing with 2, and
-    with 8 at rank 1 a loss of 5.5; a small language model nothing with 2, and a loss of .012 nats with 8.
+    new labels for a classifier +0.4 points with 2 steps (p = .13) and +0.8 with 8 (p = .048); rotated digits nothing with 2,
+    and with 8 at rank 1 a loss of 5.5; a small language model nothing with 2, and a loss of .012 nats with 8.
 
     Args:
         steps: optimizer steps spent, at least 2. More average the gradient over more minibatches. They count for `link_lr`: a

@@ -407,12 +407,12 @@ def test_rollback_begins_the_phase_anew(chained):
     torch.testing.assert_close(output(model, batch), before, rtol=0, atol=0)
 
 
-def test_link_that_would_only_look_for_its_direction_is_refused_before_the_first_step(chained):
-    model, optimizer, batch = chained(reset=ALIGNED, knots=Every(2))
-    loss_of(model, batch).backward()
-    with pytest.raises(ArgumentError, match=r"`knots=Every\(steps=2\)`.*never train"):
-        optimizer.step()
-    assert optimizer.progress.step == 0
+def test_knots_as_close_as_the_probes_wait_until_there_is_a_link(chained):
+    model, optimizer, batch = chained("linear", reset=ALIGNED, knots=Every(2))
+    with pytest.warns(RefusedKnotWarning, match=r"`reset=GradientAligned\(steps=2\)`"):
+        train(optimizer, model, batch, 8)
+    assert optimizer.ledger.column("step") == [4, 8]
+    assert all(norm > 0 for record in optimizer.ledger for norm in record.link_norms.values())
 
 
 @pytest.mark.parametrize("steps", [1, 2.5, True])

@@ -212,6 +212,15 @@ def test_merge_cut_off_between_rows_goes_on_at_the_same_row(chained, monkeypatch
         assert torch.equal(mine, theirs)
 
 
+@pytest.fixture
+def interruptible():
+    """A process that was started in the background ignores Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_waits_for_the_end_of_the_site(chained):
     class Interrupting(Kaiming):
         draws = 0

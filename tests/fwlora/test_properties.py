@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,6 +12,9 @@ from torch import nn
 
 from fwlora import ChainLoRAOptimizer, Constant
 from tests.tables import KNOTS, LINK_LRS, RANKS, RESETS
+
+# Links of two steps are over before an aligned one has trained.
+pytestmark = pytest.mark.filterwarnings("ignore:A scheduled knot was refused")
 
 CHAINS = st.fixed_dictionaries({
     "knots": st.sampled_from(KNOTS),
