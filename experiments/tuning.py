@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from itertools import islice
+from typing import Any, TypeVar
 
 Key = TypeVar("Key")
 
@@ -86,6 +87,34 @@ def tune(
         if not wanted:
             break
     return {key: Choice(tried) for key, tried in scores.items()}
+
+
+def mean_scores(
+    groups: Sequence[Sequence[Any]],
+    execute: Callable[[Any], Mapping[str, Any]],
+    *,
+    workers: int,
+    on_done: Callable[[Any], object],
+) -> list[float]:
+    """The mean of each group's runs by their problem's metric, the larger the better.
+
+    Args:
+        groups: runs of one method at one rate over seeds.
+        execute: gives a run's row.
+        workers: processes.
+        on_done: called after each run.
+
+    Returns:
+        One score a group.
+    """
+    from experiments.workers import spread
+
+    rows = iter(spread(execute, [run for group in groups for run in group], workers=workers, on_done=on_done))
+    scores = []
+    for group in groups:
+        signed = [row["value"] if row["metric"].higher_is_better else -row["value"] for row in islice(rows, len(group))]
+        scores.append(sum(signed) / len(signed))
+    return scores
 
 
 def _rank(score: float) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,34 +45,18 @@ def run(config: Config) -> None:
     Raises:
         UsageError: a size is not positive.
     """
-    from experiments.errors import UsageError
+    from experiments.starting import english_llama, open_folder, prepare
 
-    for name, value in vars(config).items():
-        if isinstance(value, int) and value < 1:
-            raise UsageError(f"--{name.replace('_', '-')} {value}: give a number of at least 1.")
-    # Nothing here is downloaded: whatever would try is to fail at once.
-    os.environ.update(
-        HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false"
-    )
+    prepare(config)
 
-    from experiments.compare import execute, one_thread
+    from experiments.compare import execute
     from experiments.pages import demo as page
     from experiments.progress import progress
-    from experiments.records import RunFolder, environment
-    from experiments.tasks.pydoc_text import pretrain
     from experiments.workers import spread
 
-    folder = RunFolder(config.out)
-    folder.write_json("config.json", config)
-    folder.write_json("environment.json", environment())
+    folder = open_folder(config)
     base = folder.path / "base.pt"
-    with progress(total=config.pretraining_steps, description="tiny Llama on English", unit="step") as bar, one_thread():
-
-        def advance(record) -> None:
-            bar.update()
-            bar.set_postfix_str(f"loss {record.loss:.2f}", refresh=False)
-
-        pretraining = pretrain(base, steps=config.pretraining_steps, on_step=advance)
+    pretraining = english_llama(base, config.pretraining_steps)
     folder.write_json("pretraining.json", {"losses": pretraining})
 
     runs = plan(config, base)

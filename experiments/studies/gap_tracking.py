@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,33 +53,20 @@ def run(config: Config) -> None:
         UsageError: a size is too small.
     """
     from experiments.errors import UsageError
+    from experiments.starting import english_llama, open_folder, prepare
 
-    for name, value in vars(config).items():
-        least = LEAST.get(name, 1)
-        if isinstance(value, int) and value < least:
-            raise UsageError(f"--{name.replace('_', '-')} {value}: give a number of at least {least}.")
+    prepare(config, LEAST)
     if not 0 < config.lr < float("inf"):
         raise UsageError(f"--lr {config.lr}: give a learning rate above 0.")
-    os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 
-    from experiments.compare import one_thread
     from experiments.pages import gap_tracking as page
     from experiments.progress import progress
-    from experiments.records import RunFolder, environment
-    from experiments.tasks.pydoc_text import pretrain
     from experiments.tracking import HeldOut, Plan, scout, track
     from experiments.workers import spread
 
-    folder = RunFolder(config.out)
-    folder.write_json("config.json", config)
-    folder.write_json("environment.json", environment())
+    folder = open_folder(config)
     base = folder.path / "base.pt"
-    with progress(total=config.pretraining_steps, description="tiny Llama on English", unit="step") as bar, one_thread():
-
-        def advance(record) -> None:
-            bar.update()
-
-        pretrain(base, steps=config.pretraining_steps, on_step=advance)
+    english_llama(base, config.pretraining_steps)
 
     problem = HeldOut(str(base), steps=config.links * config.link_steps, evaluated=config.windows)
     plan = Plan(problem, config.lr, config.rank, config.links, config.link_steps, config.batches, config.curved, config.seed)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,34 +61,19 @@ def run(config: Config) -> None:
         UsageError: a size is too small, or a problem does not exist.
     """
     from experiments.errors import UsageError
+    from experiments.starting import english_llama, open_folder, prepare
 
-    for name, value in vars(config).items():
-        least = 0 if name == "extensions" else 1
-        if isinstance(value, int) and value < least:
-            raise UsageError(f"--{name.replace('_', '-')} {value}: give a number of at least {least}.")
-    os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
-
-    from experiments.compare import one_thread
+    prepare(config, {"extensions": 0})
     from experiments.pages import knot_schedules as page
-    from experiments.progress import progress
-    from experiments.records import RunFolder, environment
-    from experiments.tasks.pydoc_text import pretrain
     from experiments.tying import grounds
 
     unknown = [problem for problem in config.problems if problem not in page.TITLES]
     if unknown or not config.problems:
         raise UsageError(f"--problems {' '.join(unknown)}: choose from {', '.join(page.TITLES)}.")
-    folder = RunFolder(config.out)
-    folder.write_json("config.json", config)
-    folder.write_json("environment.json", environment())
+    folder = open_folder(config)
     base = folder.path / "base.pt"
     if "source" in config.problems:
-        with progress(total=config.pretraining_steps, description="tiny Llama on English", unit="step") as bar, one_thread():
-
-            def advance(record) -> None:
-                bar.update()
-
-            pretrain(base, steps=config.pretraining_steps, on_step=advance)
+        english_llama(base, config.pretraining_steps)
     every = grounds(
         str(base),
         epochs=config.epochs,
@@ -122,24 +105,16 @@ def choose_rates(places: Mapping[str, Ground], config: Config) -> dict[tuple[str
         The choices by (problem, schedule).
     """
     from experiments.progress import progress
-    from experiments.tuning import grid, tune
+    from experiments.tuning import grid, mean_scores, tune
     from experiments.tying import schedules
-    from experiments.workers import spread
 
     knots = schedules(config.min_steps)
     with progress(total=0, description="learning rates", unit="run") as bar:
 
         def score(wanted: Sequence[tuple[tuple[str, str], float]]) -> list[float]:
             groups = [places[problem].tuning(label, knots[label], lr) for (problem, label), lr in wanted]
-            runs = [run for group in groups for run in group]
-            bar.total += len(runs)
-            rows = iter(spread(_execute, runs, workers=config.workers, on_done=lambda row: bar.update()))
-            scores = []
-            for group in groups:
-                mine = list(islice(rows, len(group)))
-                signed = [row["value"] if row["metric"].higher_is_better else -row["value"] for row in mine]
-                scores.append(sum(signed) / len(signed))
-            return scores
+            bar.total += sum(map(len, groups))
+            return mean_scores(groups, _execute, workers=config.workers, on_done=lambda row: bar.update())
 
         grids = {(problem, label): grid(place.centre, config.rates) for problem, place in places.items() for label in knots}
         return tune(grids, score, extensions=config.extensions)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,34 +61,19 @@ def run(config: Config) -> None:
         UsageError: a size is too small, or a problem does not exist.
     """
     from experiments.errors import UsageError
+    from experiments.starting import english_llama, open_folder, prepare
 
-    for name, value in vars(config).items():
-        least = LEAST.get(name, 1)
-        if isinstance(value, int) and value < least:
-            raise UsageError(f"--{name.replace('_', '-')} {value}: give a number of at least {least}.")
-    os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
-
-    from experiments.compare import one_thread
+    prepare(config, LEAST)
     from experiments.pages import resets as page
     from experiments.probe_cost import measure
-    from experiments.progress import progress
-    from experiments.records import RunFolder, environment
     from experiments.reset_contenders import ALIGNED, KAIMING, chain, contests
-    from experiments.tasks.pydoc_text import pretrain
 
     unknown = [problem for problem in config.problems if problem not in page.TITLES]
     if unknown or not config.problems:
         raise UsageError(f"--problems {' '.join(unknown)}: choose from {', '.join(page.TITLES)}.")
-    folder = RunFolder(config.out)
-    folder.write_json("config.json", config)
-    folder.write_json("environment.json", environment())
+    folder = open_folder(config)
     base = folder.path / "base.pt"
-    with progress(total=config.pretraining_steps, description="tiny Llama on English", unit="step") as bar, one_thread():
-
-        def advance(record) -> None:
-            bar.update()
-
-        pretrain(base, steps=config.pretraining_steps, on_step=advance)
+    english_llama(base, config.pretraining_steps)
     every = contests(
         str(base),
         epochs=config.epochs,
@@ -123,18 +107,17 @@ def choose_rates(meetings: Mapping[str, Contest], config: Config) -> dict[tuple[
         The choices by (problem, method).
     """
     from experiments.progress import progress
-    from experiments.tuning import grid, tune
-    from experiments.workers import spread
+    from experiments.tuning import grid, mean_scores, tune
 
     seeds, _ = split_seeds(config.tuning_seeds, 0)
     with progress(total=0, description="learning rates", unit="run") as bar:
 
         def score(wanted: Sequence[tuple[tuple[str, str], float]]) -> list[float]:
-            runs = [meetings[problem].run(method, lr, seed, "validation") for (problem, method), lr in wanted for seed in seeds]
-            bar.total += len(runs)
-            rows = spread(_execute, runs, workers=config.workers, on_done=lambda row: bar.update())
-            signed = [row["value"] if row["metric"].higher_is_better else -row["value"] for row in rows]
-            return [sum(signed[start : start + len(seeds)]) / len(seeds) for start in range(0, len(signed), len(seeds))]
+            groups = [
+                [meetings[problem].run(method, lr, seed, "validation") for seed in seeds] for (problem, method), lr in wanted
+            ]
+            bar.total += sum(map(len, groups))
+            return mean_scores(groups, _execute, workers=config.workers, on_done=lambda row: bar.update())
 
         grids = {
             (problem, method.label): grid(method.lr, config.rates)
