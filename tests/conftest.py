@@ -38,6 +38,13 @@ def train(optimizer: ChainLoRAOptimizer, model: nn.Module, batch: dict[str, Tens
     return losses
 
 
+def step(model: nn.Module, optimizer: ChainLoRAOptimizer, batch: dict[str, Tensor]) -> None:
+    """One step of a plain loop, always on the same batch."""
+    optimizer.zero_grad()
+    loss_of(model, batch).backward()
+    optimizer.step()
+
+
 def assert_same(model: nn.Module, optimizer: ChainLoRAOptimizer, other_model: nn.Module, other: ChainLoRAOptimizer) -> None:
     """Ledger, counters, every parameter and every total update, bit for bit."""
     assert optimizer.ledger == other.ledger.replayed(None)
