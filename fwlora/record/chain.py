@@ -56,21 +56,24 @@ class Link:
             for letter in ("A", "B", "bias")
             if getattr(factors, letter) is not None
         }
-        scales = {name: factors.scale for name, factors in self.factors.items()}
-        return save(tensors, {"scales": json.dumps(scales), "shrinks": json.dumps(dict(self.shrinks))})
+        facts = {"scales": {name: factors.scale for name, factors in self.factors.items()}, "shrinks": dict(self.shrinks)}
+        # One entry: safetensors writes several in any order, and files are named by their content.
+        return save(tensors, {"link": json.dumps(facts)})
 
     @classmethod
     def from_file(cls, path: Path) -> Link:
         """The link that `to_bytes` made."""
         with safe_open(path, framework="pt") as file:
-            scales = json.loads(file.metadata()["scales"])
-            shrinks = json.loads(file.metadata().get("shrinks", "{}"))
+            metadata = file.metadata()
+            # Before links could shrink others, the scales stood alone.
+            facts = json.loads(metadata["link"]) if "link" in metadata else {"scales": json.loads(metadata["scales"])}
             keys = set(file.keys())
             read = {key: file.get_tensor(key) for key in keys}
         factors = {
-            name: Factors(read[f"{name}.A"], read[f"{name}.B"], s, read.get(f"{name}.bias")) for name, s in scales.items()
+            name: Factors(read[f"{name}.A"], read[f"{name}.B"], scale, read.get(f"{name}.bias"))
+            for name, scale in facts["scales"].items()
         }
-        return cls(factors, shrinks)
+        return cls(factors, facts.get("shrinks", {}))
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import safetensors.torch
 import torch
 
 from fwlora import Chain, KnotRecord, Ledger, Link
@@ -91,3 +92,22 @@ def test_sketch_is_the_sum_of_each_bin_and_tells_rounding_from_change():
     torch.testing.assert_close(mark.sketch, expected)
     assert mark.close(fingerprint(weight * (1 + 1e-7)), 1e-6)
     assert not mark.close(fingerprint(weight + 1e-3 * torch.randn(100, 33)), 1e-6)
+
+
+def test_file_of_a_link_is_the_same_bytes_each_time_and_reads_back(tmp_path):
+    """Files are named by their content: the same link must not become two files."""
+    factors = {name: Factors(torch.randn(2, 3), torch.randn(4, 2), 0.5) for name in ("a", "b", "c")}
+    link = Link(factors, {"a": 0.25, "c": 0.75})
+    assert len({link.to_bytes() for _ in range(50)}) == 1
+    (tmp_path / "link").write_bytes(link.to_bytes())
+    read = Link.from_file(tmp_path / "link")
+    assert read.shrinks == link.shrinks
+    assert all(torch.equal(read.factors[name].B, factors[name].B) and read.factors[name].scale == 0.5 for name in factors)
+
+
+def test_file_of_a_link_from_before_links_could_shrink_others_reads_back(tmp_path):
+    tensors = {"a.A": torch.ones(1, 3), "a.B": torch.ones(2, 1)}
+    (tmp_path / "link").write_bytes(safetensors.torch.save(tensors, {"scales": '{"a": 2.0}'}))
+    read = Link.from_file(tmp_path / "link")
+    assert read.factors["a"].scale == 2.0
+    assert not read.shrinks
