@@ -16,7 +16,7 @@ from fwlora.errors import (
     FinishedError,
     StateError,
 )
-from tests.conftest import train
+from tests.conftest import assert_same, train
 from tests.tables import CASES, output
 
 
@@ -142,3 +142,21 @@ def test_compact_leaves_alone_what_is_not_masked_and_saves_what_loads(tmp_path):
     assert torch.equal(optimizer.state[kept.A]["exp_avg"], moments)
     model.save_pretrained(tmp_path)
     PeftModel.from_pretrained(copy.deepcopy(base), str(tmp_path))
+
+
+def test_state_of_version_1_loads(chained):
+    """It knew neither links that shrink others nor links that look for their direction."""
+    model, optimizer, batch = chained("linear", steps=7, knots=Every(3))
+    old = copy.deepcopy(optimizer.state_dict())
+    old["fwlora"]["version"] = 1
+    del old["fwlora"]["alignment"]
+    for link in old["fwlora"]["links"]:
+        del link["shrinks"]
+    for record in old["fwlora"]["ledger"]:
+        for name in ("eta", "norms", "gap", "fallbacks"):
+            del record[name]
+    other_model, other, _ = chained("linear", knots=Every(3))
+    other.load_state_dict(old)
+    train(optimizer, model, batch, 4)
+    train(other, other_model, batch, 4)
+    assert_same(model, optimizer, other_model, other)
