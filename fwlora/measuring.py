@@ -33,6 +33,9 @@ class MeasuredChain(ExportingChain):
         noise inflates nothing: `fwlora.gap` says how. No gradient of a weight's shape is kept, and model, gradients, moments
         and counters stay as they are. The model runs in eval() mode.
 
+        The upper ends hold by bounds of random projections, at the confidence given, and by Student's t for the minibatches'
+        noise, whose spread along the best vertex is taken to be that along the one found.
+
         Args:
             batches: at least 4, each a fresh sample of equal weight that is like the others (where a few rare rows carry the
                 gradient, larger ones); or one, which then is the whole of the data. Under data-parallel training each rank
@@ -40,11 +43,8 @@ class MeasuredChain(ExportingChain):
             loss_fn: ``loss_fn(batch)``, the mean loss of a batch as your loop computes it, under autocast or not.
             set: `NuclearBall(radius)` or `SupportBall(radius, rank)` at each site.
             confidence: with which each interval holds what it is about.
-            passes: forward and backward passes over the first half; 4 find 93 % and more of the norm where singular values
-                decay, 6 more.
-
-        The upper ends hold by bounds of random projections, at the confidence given, and by Student's t for the minibatches'
-        noise, whose spread along the best vertex is taken to be that along the one found.
+            passes: forward and backward passes over the first half; each brings the vertex nearer to the best one, and most
+                where singular values decay.
 
         Returns:
             Intervals at each site and in total; print it.

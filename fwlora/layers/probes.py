@@ -115,10 +115,10 @@ class Probes:
 
         Args:
             batch: given to `loss_fn`.
-            directions: ``D_j = scale_j B_j A_j`` at each site, the same number everywhere.
+            directions: ``D_j = scale_j B_j A_j`` at each site, any number of them.
 
         Returns:
-            (number of directions,) at each site, in float64 on the CPU.
+            (number of the site's directions,) at each site, in float64 on the CPU.
         """
         pairs, thetas = {}, {}
         for name, site in self._sites.items():
