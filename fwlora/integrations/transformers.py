@@ -10,25 +10,38 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from fwlora.errors import ArgumentError, SaveModelWarning
+from fwlora.integrations.publish import discard, publish, sweep
 from fwlora.optimizer import ChainLoRAOptimizer, unwrap
 from fwlora.rules import Never
 
 logger = logging.getLogger(__name__)
 FOLDER = "chain_adapter"
+SAVES = "chain_adapters"
+STEP = "step-"
 
 
 class ChainCallback(TrainerCallback):
-    """Tells the chain the run's length, logs its knots and writes the whole chain as one adapter at the end.
+    """Tells the chain the run's length, logs its knots and writes the whole chain as one adapter, at each save and at the end.
 
     Trainer's own checkpoints hold the chain, for it is in the optimizer's state; `resume_from_checkpoint` and
     `load_best_model_at_end` need nothing else. The link factor goes into `state.log_history`, and a line for each knot.
 
+    Adapters lie beside the checkpoints, each there whole or not at all, and each loads with `PeftModel.from_pretrained` on the
+    original base::
+
+        <output_dir>/checkpoint-500/             Trainer's, to resume from
+        <output_dir>/chain_adapters/step-500/    the model of that checkpoint; goes when `save_total_limit` rotates it away
+        <output_dir>/chain_adapter/              the model at the end: the best one under `load_best_model_at_end`
+
+    The main process writes them. An adapter has the sum of the links' ranks, so those of a long chain grow with it.
+
     Args:
-        folder: where the adapter goes, ``<output_dir>/chain_adapter`` where None. Not inside a checkpoint folder: Trainer
-            would load it as a second adapter on resume.
+        folder: where the adapter of the end goes, ``<output_dir>/chain_adapter`` where None. Not inside a checkpoint folder:
+            Trainer would load it as a second adapter on resume.
+        at_saves: whether an adapter is written at each save too.
 
     Example:
         >>> # trainer = Trainer(model, args, train_dataset=data, optimizers=(optimizer, None), callbacks=[ChainCallback()])
@@ -36,8 +49,9 @@ class ChainCallback(TrainerCallback):
         PosixPath('out/adapter')
     """
 
-    def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:
+    def __init__(self, folder: str | os.PathLike[str] | None = None, *, at_saves: bool = True) -> None:
         self.folder = None if folder is None else Path(folder)
+        self.at_saves = at_saves
         if self.folder is not None and any(re.fullmatch(r"checkpoint-\d+", part) for part in self.folder.parts):
             raise ArgumentError(
                 f"`ChainCallback(folder={str(folder)!r})` lies inside a checkpoint folder, whose sub-folders Trainer loads as "
@@ -54,7 +68,7 @@ class ChainCallback(TrainerCallback):
             )
         chain = unwrap(kwargs["optimizer"])
         returns = args.load_best_model_at_end and chain.knots != Never()
-        if returns and not isinstance(_inside(kwargs["model"]), PreTrainedModel) and chain.original() is None:
+        if returns and _saves_adapter_only(kwargs["model"]) and chain.original() is None:
             raise ArgumentError(
                 "`load_best_model_at_end=True` on a PeftModel: its checkpoints hold no base weights, and knots change those of "
                 "the model. Give `ChainLoRAOptimizer(original=...)` the original weights, so that the chain can go back."
@@ -64,6 +78,8 @@ class ChainCallback(TrainerCallback):
             # In a chain's second training its own count goes on.
             chain.total_steps = chain.progress.step + state.max_steps - state.global_step
         self._seen = len(chain.ledger)
+        if state.is_world_process_zero:
+            sweep(_saves(args), f"{STEP}*")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Log the knots that were tied."""
@@ -97,6 +113,16 @@ class ChainCallback(TrainerCallback):
         if state.log_history:
             state.log_history[-1].update(extra)
 
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Export the chain as it was saved, and drop the exports whose checkpoints are gone."""
+        if not self.at_saves or not state.is_world_process_zero:
+            return
+        folder = _saves(args) / f"{STEP}{state.global_step}"
+        if folder.exists():  # of the run that this one resumes
+            discard(folder)
+        logger.info("%s", publish(unwrap(kwargs["optimizer"]), folder))
+        _rotate(args)
+
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Follow Trainer to the best checkpoint, export the chain, and say what `save_model()` would not write."""
         chain = unwrap(kwargs["optimizer"])
@@ -104,12 +130,13 @@ class ChainCallback(TrainerCallback):
             _follow(chain, Path(state.best_model_checkpoint))
         folder = self.folder or Path(args.output_dir or ".") / FOLDER
         if state.is_world_process_zero:
-            logger.info("%s", chain.export_adapter(folder))
-            (folder / "ledger.jsonl").write_text(chain.ledger.to_jsonl())
+            logger.info("%s", publish(chain, folder))
+            if self.at_saves:
+                _rotate(args)  # under save_total_limit=1 Trainer has removed all but the best checkpoint
         what = (
-            "base-layer weights that `from_pretrained` re-initialises in silence"
-            if isinstance(_inside(kwargs["model"]), PreTrainedModel)
-            else "only the live link, which is wrong on the original base"
+            "only the live link, which is wrong on the original base"
+            if _saves_adapter_only(kwargs["model"])
+            else "base-layer weights that `from_pretrained` re-initialises in silence"
         )
         warnings.warn(
             f"`trainer.save_model()` would write {what}. The whole chain lies in {folder}, an adapter for the original base; "
@@ -128,6 +155,24 @@ def _follow(chain: ChainLoRAOptimizer, checkpoint: Path) -> None:
             "`save_only_model` off."
         )
     chain.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+
+
+def _saves(args: TrainingArguments) -> Path:
+    return Path(args.output_dir or ".") / SAVES
+
+
+def _rotate(args: TrainingArguments) -> None:
+    """Trainer has removed the checkpoints beyond `save_total_limit`; remove their exports."""
+    if args.save_total_limit is None or args.save_total_limit <= 0:
+        return
+    for export in _saves(args).glob(f"{STEP}[0-9]*"):
+        if not (_saves(args).parent / f"checkpoint-{export.name.removeprefix(STEP)}").is_dir():
+            discard(export)
+
+
+def _saves_adapter_only(model: Any) -> bool:
+    """Whether Trainer's checkpoints of this model lack the base's weights: those of a PeftModel do."""
+    return hasattr(_inside(model), "get_base_model")
 
 
 def _inside(model: Any) -> Any:

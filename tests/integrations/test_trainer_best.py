@@ -6,34 +6,16 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import TrainerCallback
+from torch import nn
+from transformers import Trainer, TrainingArguments
 
-from fwlora import Never
+from fwlora import ChainLoRAOptimizer, Every, Never
 from fwlora.errors import ArgumentError
 from fwlora.integrations.transformers import ChainCallback
-from tests.integrations.trainers import begin
+from tests.integrations.trainers import BEST, ScoreAt, assert_at, begin
 
 # The callback says at the end of every training what save_model() would not write.
 pytestmark = pytest.mark.filterwarnings("ignore::fwlora.errors.SaveModelWarning")
-
-
-class ScoreAt(TrainerCallback):
-    """Makes the evaluation after a chosen step the best one."""
-
-    def __init__(self, best: int) -> None:
-        self.best = best
-
-    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
-        metrics["eval_score"] = float(state.global_step == self.best)
-
-
-BEST = {
-    "load_best_model_at_end": True,
-    "metric_for_best_model": "score",
-    "greater_is_better": True,
-    "eval_strategy": "steps",
-    "eval_steps": 1,
-}
 
 
 @pytest.mark.parametrize("best", [2, 3, 4, 7, 8])
@@ -42,7 +24,7 @@ def test_best_plain_model_comes_with_its_chain(bench, tmp_path, best):
     trainer, chain = begin(bench, "plain", tmp_path, callbacks=[ScoreAt(best), ChainCallback()], options=BEST)
     trainer.train()
     assert trainer.state.best_model_checkpoint == str(tmp_path / f"checkpoint-{best}")
-    _assert_at(bench, chain, tmp_path, best)
+    assert_at(bench, chain, tmp_path, best)
     saved = load_file(tmp_path / f"checkpoint-{best}" / "model.safetensors")
     assert all(torch.equal(value, saved[name]) for name, value in trainer.model.state_dict().items())
     exported = PeftModel.from_pretrained(bench.llama(), str(tmp_path / "chain_adapter"))
@@ -61,7 +43,7 @@ def test_best_peft_model_comes_with_its_chain_from_the_original(bench, tmp_path,
         chain_options={"original": bench.llama().state_dict()},
     )
     trainer.train()
-    _assert_at(bench, chain, tmp_path, best)
+    assert_at(bench, chain, tmp_path, best)
     pristine = bench.llama().state_dict()
     for name, site in chain.sites.items():
         retired = chain.chain.delta(name) if len(chain.chain) else 0
@@ -96,7 +78,7 @@ def test_best_peft_model_finds_the_original_where_its_base_came_from(bench, tmp_
     trainer, chain = begin(bench, "peft", tmp_path, callbacks=[ScoreAt(2), ChainCallback()], options=options)
     trainer.model.get_base_model().config._name_or_path = str(tmp_path / "base")
     trainer.train()
-    _assert_at(bench, chain, tmp_path, 2)
+    assert_at(bench, chain, tmp_path, 2)
 
 
 def test_best_model_without_its_optimizer_file_is_a_clear_error(bench, tmp_path):
@@ -119,13 +101,33 @@ def test_training_goes_on_from_the_best_model(bench, tmp_path):
     bench.assert_same(bench.facts(chain), bench.facts(twin))
 
 
-def _assert_at(bench, chain, folder, step):
-    """The chain is where the checkpoint of this step left it."""
-    document = torch.load(folder / f"checkpoint-{step}" / "optimizer.pt", weights_only=True)["fwlora"]
-    progress = chain.progress
-    assert (progress.step, progress.knot, progress.link_step) == (step, step // 3, step % 3)
-    assert len(chain.chain) == len(document["links"]) == step // 3
-    assert chain.ledger.column("step") == [3, 6][: step // 3]
-    for name, factors in document["live"].items():
-        assert torch.equal(chain.sites[name].A, factors["A"])
-        assert torch.equal(chain.sites[name].B, factors["B"])
+class Classifier(nn.Module):
+    """A network of no library, as Trainer takes it: a loss and logits from keyword arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.map = nn.Linear(8, 16)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x, labels=None):
+        logits = self.head(torch.relu(self.map(x)))
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+def test_best_model_of_no_library_needs_no_original(tmp_path):
+    """Its checkpoints hold all weights, as a plain transformers model's do: links and base are those of step 4."""
+    torch.manual_seed(0)
+    model = Classifier()
+    pristine = {name: value.clone() for name, value in model.state_dict().items()}
+    chain = ChainLoRAOptimizer(model, 1e-2, rank=2, target_modules=["map"], knots=Every(3))
+    data = [{"x": torch.randn(8), "labels": torch.tensor(k % 3)} for k in range(12)]
+    arguments = TrainingArguments(
+        **BEST, output_dir=str(tmp_path), max_steps=8, save_strategy="steps", save_steps=1, report_to=[], use_cpu=True
+    )
+    trainer = Trainer(
+        model, arguments, train_dataset=data, eval_dataset=data, optimizers=(chain, None),
+        callbacks=[ScoreAt(4), ChainCallback()],
+    )  # fmt: skip
+    trainer.train()
+    assert (chain.progress.step, len(chain.chain), chain.ledger.column("step")) == (4, 1, [3])
+    assert torch.allclose(chain.sites["map"].weight, pristine["map.weight"] + chain.chain.delta("map"), atol=1e-6)
