@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from experiments.errors import UsageError
+from experiments.tasks.lines import as_text, read_objects
 from experiments.tasks.order import Order
 
 IGNORED = -100  # torch's own "no target here"
+FIELDS = "'text', or 'prompt' and 'completion'"
 
 
 @dataclass(frozen=True)
@@ -136,27 +137,7 @@ def read_rows(path: Path, option: str) -> list[dict[str, str]]:
     Raises:
         UsageError: the file is missing or empty, or one of its lines is not such a row.
     """
-    if not path.is_file():
-        raise UsageError(f"{option} {path}: there is no such file; give a file of JSON lines.")
-    rows = []
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{option} {path}: not UTF-8 text ({error.reason} at byte {error.start}); convert the file.") from None
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        where = f"{option} {path}, line {number}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UsageError(
-                f"{where}: not JSON ({error.msg.removesuffix(' at')} at column {error.colno}); each line must be one object."
-            ) from None
-        rows.append(_checked(row, where))
-    if not rows:
-        raise UsageError(f"{option} {path}: the file has no rows; give one JSON object a line.")
-    return rows
+    return [_checked(row, where) for where, row in read_objects(path, option, FIELDS)]
 
 
 def tokenize(rows: Sequence[dict[str, str]], tokenizer: Any, max_length: int, *, end_texts: bool = False) -> list[Example]:
@@ -199,21 +180,14 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _checked(row: object, where: str) -> dict[str, str]:
-    if not isinstance(row, dict):
-        raise UsageError(f"{where}: {type(row).__name__} instead of an object; give 'text', or 'prompt' and 'completion'.")
-    fields = ("text",) if "text" in row else ("prompt", "completion")
-    for name in fields:
+def _checked(row: dict[str, Any], where: str) -> dict[str, str]:
+    names = ("text",) if "text" in row else ("prompt", "completion")
+    for name in names:
         if name not in row:
             found = ", ".join(map(repr, row)) or "none"
-            raise UsageError(f"{where}: has the fields {found}; give 'text', or 'prompt' and 'completion'.")
-        if not isinstance(row[name], str):
-            raise UsageError(f"{where}: {name!r} is of type {type(row[name]).__name__}; give a string.")
-        try:
-            row[name].encode()
-        except UnicodeEncodeError:
-            raise UsageError(f"{where}: {name!r} holds half of a surrogate pair, which is no text; repair the row.") from None
-    return {name: row[name] for name in fields}
+            raise UsageError(f"{where}: has the fields {found}; give {FIELDS}.")
+        as_text(row[name], name, where)
+    return {name: row[name] for name in names}
 
 
 def _ids(tokenizer: Any, text: str, *, special: bool) -> list[int]:
