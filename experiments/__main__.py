@@ -1,7 +1,8 @@
 """`python -m experiments <study> [options]`: finds the studies by walking `experiments/studies/`.
 
-A study is a file with a frozen dataclass `Config` and a function `run(config)`; its docstring's first line describes it here.
-In its name, `_` is typed as `-`. A study that finds what must not be, such as a violated theorem, raises `Refuted`.
+A study is a file with a frozen dataclass `Config`, a function `run(config)`, and configs by name in `PRESETS`, from which
+`--preset` takes the defaults; its docstring's first line describes it here. In its name, `_` is typed as `-`. A study that
+finds what must not be, such as a violated theorem, raises `Refuted`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stderr
 from types import ModuleType
+from typing import Any
 
 import tyro
 
@@ -59,16 +61,33 @@ def parse(name: str, arguments: Sequence[str]) -> object:
         SystemExit: help was asked for.
     """
     module = load(name)
+    preset, rest = _preset(name, arguments)
+    about = f"{module.__doc__}\n\n--preset {'|'.join(module.PRESETS)} changes the defaults; an option beside it stands."
     said = io.StringIO()
     try:
         with redirect_stderr(said):
             return tyro.cli(
-                module.Config, args=list(arguments), prog=f"{PROGRAM} {name}", description=module.__doc__, config=OPTIONS
+                module.Config, default=preset, args=rest, prog=f"{PROGRAM} {name}", description=about, config=OPTIONS
             )
     except SystemExit as stop:
         if not stop.code:
             raise
         raise UsageError(f"{_one_line(said.getvalue())} (see {PROGRAM} {name} --help)") from None
+
+
+def _preset(name: str, arguments: Sequence[str]) -> tuple[Any, list[str]]:
+    """The config that `--preset` names, None without it, and the other arguments."""
+    known, rest, chosen = load(name).PRESETS, [], None
+    waiting = iter(arguments)
+    for argument in waiting:
+        option, equals, value = argument.partition("=")
+        if option != "--preset":
+            rest.append(argument)
+            continue
+        chosen = value if equals else next(waiting, "")
+        if chosen not in known:
+            raise UsageError(f"--preset {chosen}: choose from {', '.join(known)}.")
+    return (None if chosen is None else known[chosen]), rest
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

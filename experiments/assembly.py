@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-import re
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from experiments.errors import UsageError
-from experiments.options import ChainOptions, FinetuneOptions, TrainingOptions
+from experiments.language import loading
+from experiments.language.loading import one_line
+from experiments.options import ChainOptions, FinetuneOptions
 from experiments.schedules import Cosine, Linear, Schedule, Steady
 from fwlora import (
     At,
@@ -32,7 +32,6 @@ from fwlora import (
 )
 from fwlora.errors import FwloraError
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 INNER = {
     "adamw": torch.optim.AdamW,
     "sgd": torch.optim.SGD,
@@ -180,50 +179,22 @@ def build_optimizer(model: nn.Module, options: FinetuneOptions, steps: int) -> C
 
 def load_tokenizer(options: FinetuneOptions) -> Any:
     """The model's tokenizer."""
-    from transformers import AutoTokenizer
-
-    _check_folder(options.model)
-    try:
-        return AutoTokenizer.from_pretrained(options.model)
-    except (OSError, ValueError, KeyError) as error:
-        raise UsageError(f"--model {options.model}: its tokenizer cannot be loaded ({one_line(error)}).") from error
+    return loading.load_tokenizer(options.model)
 
 
 def load_model(options: FinetuneOptions) -> nn.Module:
     """The base model in its dtype and on its device, with gradient checkpointing if asked for."""
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()  # ours is the only bar
     training = options.training
-    _check_folder(options.model)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(options.model, dtype=DTYPES[training.dtype])
-    except (OSError, ValueError, KeyError) as error:
-        raise UsageError(f"--model {options.model}: it cannot be loaded ({one_line(error)}).") from error
-    longest = getattr(model.config, "max_position_embeddings", None)
-    if longest is not None and training.max_length > longest:
-        raise UsageError(f"--max-length {training.max_length}: this model reads at most {longest} tokens; give that or less.")
+    model = loading.load_weights(AutoModelForCausalLM, options.model, loading.DTYPES[training.dtype])
+    loading.check_length(training.max_length, getattr(model.config, "max_position_embeddings", None))
     if training.gradient_checkpointing:
         try:
             model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
         except ValueError as error:
             raise UsageError(f"--gradient-checkpointing: {one_line(error)}; leave the option out.") from error
-    return nn.Module.to(model, device(training))
-
-
-def device(training: TrainingOptions) -> torch.device:
-    """Where to compute."""
-    chosen = training.device
-    if chosen == "auto":
-        chosen = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(chosen)
-
-
-def one_line(error: BaseException) -> str:
-    """An error's message without its line breaks, arguments as the options that they are here (`lora_bias=` is --lora-bias)."""
-    message = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-    return re.sub(r"`([a-z_]+)=", lambda match: f"`--{match[1].replace('_', '-')}=", message)
+    return nn.Module.to(model, loading.device(training.device))
 
 
 def _width(chain: ChainOptions, rank: int | StepDown) -> dict[str, Any]:
@@ -237,13 +208,3 @@ def _width(chain: ChainOptions, rank: int | StepDown) -> dict[str, Any]:
     alpha = 2 * chain.rank[0] if chain.alpha is None else chain.alpha
     config = LoraConfig(r=chain.rank[0], lora_alpha=alpha, target_modules=targets, lora_dropout=chain.dropout)  # type: ignore[arg-type]
     return {"lora_config": config, **({} if isinstance(rank, int) else {"rank": rank})}
-
-
-def _check_folder(model: str) -> None:
-    """A name with a leading dot, slash or tilde can only be a folder; the hub's answer would mislead."""
-    path = Path(model)
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise UsageError(f"--model {model}: the folder has no config.json; give one that `save_pretrained` has written.")
-    elif model.startswith((".", "/", "~")) or model.count("/") > 1 or path.exists():
-        raise UsageError(f"--model {model}: there is no such folder; give a model's folder or its name on the hub.")

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +67,48 @@ class Problem(Protocol):
 
 
 @dataclass(frozen=True)
+class Extent:
+    """How much a run's training reads, from which its FLOPs follow.
+
+    Attributes:
+        examples: rows of all forward passes; a question counts once for each of its candidates.
+        tokens: of those rows as they are padded, ``sum(rows * length)``.
+        squares: ``sum(rows * length^2)``, to which attention is proportional.
+    """
+
+    examples: int
+    tokens: int
+    squares: int
+
+
+@runtime_checkable
+class LanguageProblem(Problem, Protocol):
+    """A problem that also measures what rates are chosen by, beside the test, and says how much it reads."""
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Modules that are trained in full beside any adapter, such as a new head."""
+        ...
+
+    @property
+    def max_grad_norm(self) -> float | None:
+        """Where the gradient's norm is clipped."""
+        ...
+
+    def validate(self, model: nn.Module) -> float:
+        """The metric's value on the validation data."""
+        ...
+
+    def details(self, model: nn.Module) -> dict[str, float]:
+        """Further measures, by their names."""
+        ...
+
+    def extent(self, seed: int) -> Extent:
+        """What training in the order of `seed` reads."""
+        ...
+
+
+@dataclass(frozen=True)
 class Run:
     """One training run.
 
@@ -94,13 +136,22 @@ def execute(run: Run) -> dict[str, Any]:
     """
     began = perf_counter()
     problem = run.problem
-    with one_thread():
+    language = problem if isinstance(problem, LanguageProblem) else None
+    with one_thread(), torch.random.fork_rng():
+        torch.manual_seed(run.seed)  # for a model's own dropout
         base = problem.model()
         before = effective_weights(base)[problem.watched]
-        setup = run.method.prepare(base, problem.targets, steps=problem.steps, seed=run.seed)
-        losses = train(setup, problem.task(run.seed), steps=problem.steps)
+        trained = () if language is None else language.trained
+        setup = run.method.prepare(base, problem.targets, steps=problem.steps, seed=run.seed, trained=trained)
+        limit = None if language is None else language.max_grad_norm
+        losses = train(setup, problem.task(run.seed), steps=problem.steps, max_grad_norm=limit)
         update = effective_weights(setup.model)[problem.watched] - before
         value = problem.evaluate(setup.model)
+        beside = {} if language is None else {
+            "validation": language.validate(setup.model),
+            "details": language.details(setup.model),
+            "extent": asdict(language.extent(run.seed)),
+        }  # fmt: skip
         export = None if run.export_to is None else check_export(problem, setup, Path(run.export_to))
     optimizer = setup.optimizer
     return {
@@ -114,8 +165,10 @@ def execute(run: Run) -> dict[str, Any]:
         "losses": [round(loss, 6) for loss in losses],
         "knots": [record.step for record in optimizer.ledger] if isinstance(optimizer, ChainLoRAOptimizer) else [],
         "watched": problem.watched,
-        "spectrum": torch.linalg.svdvals(update).tolist(),
+        # A run that came to nothing has none.
+        "spectrum": torch.linalg.svdvals(update).tolist() if bool(update.isfinite().all()) else [],
         "export": export,
+        **beside,
         "seconds": perf_counter() - began,
     }
 

@@ -95,6 +95,38 @@ def value_intervals(values: Mapping[str, Sequence[float]], *, xlabel: str, refer
     return png(figure)
 
 
+def bars(values: Mapping[str, Mapping[str, Sequence[float]]], *, ylabel: str, title: str = "") -> bytes:
+    """Each method's mean on each task as a bar with its 95% interval, tasks side by side.
+
+    Args:
+        values: for each task and method, one value a seed.
+        ylabel: the values' name.
+        title: above the axes.
+
+    Returns:
+        A PNG.
+    """
+    methods = list(dict.fromkeys(method for task in values.values() for method in task))
+    figure, axes = canvas(max(7.2, 0.16 * len(values) * len(methods) + 2), 3.8)
+    width = 0.8 / len(methods)
+    colours = COLOURS if len(methods) <= len(COLOURS) else [mpl.colormaps["tab20"](place % 20) for place in range(len(methods))]
+    for place, (method, colour) in enumerate(zip(methods, colours, strict=False)):
+        there = [(column, interval(task[method])) for column, task in enumerate(values.values()) if method in task]
+        columns = [column + (place - (len(methods) - 1) / 2) * width for column, _ in there]
+        axes.bar(columns, [mean.mean for _, mean in there], width * 0.92, color=colour, label=method)
+        # A single seed has no interval.
+        ranged = [(column, mean) for column, (_, mean) in zip(columns, there, strict=True) if mean.low == mean.low]
+        axes.errorbar(
+            [column for column, _ in ranged], [mean.mean for _, mean in ranged],
+            yerr=[mean.mean - mean.low for _, mean in ranged], fmt="none", ecolor="#1d2430", elinewidth=1, capsize=2.5,
+        )  # fmt: skip
+    axes.set_xticks(range(len(values)), list(values))
+    axes.grid(axis="x", visible=False)
+    axes.set(ylabel=ylabel, title=title)
+    axes.legend(ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.08))
+    return png(figure)
+
+
 def spectra(spectrum: Mapping[str, Sequence[Sequence[float]]], *, shown: int, title: str = "") -> bytes:
     """Singular values of the total update, averaged over seeds.
 

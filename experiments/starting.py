@@ -11,24 +11,25 @@ from experiments.errors import UsageError
 from experiments.records import RunFolder, environment
 
 
-def prepare(config: Any, least: Mapping[str, int] | None = None) -> None:
+def prepare(config: Any, least: Mapping[str, int] | None = None, *, hub: bool = False) -> None:
     """Check every whole number of a config, and see to it that nothing is downloaded; before anything heavy is imported.
 
     Args:
         config: a study's.
         least: the smallest value of an option, by its name in the config; 1 where nothing stands.
+        hub: whether the study may ask the hub for what it is told to.
 
     Raises:
         UsageError: a size is too small.
     """
     for name, value in vars(config).items():
         floor = (least or {}).get(name, 1)
-        if isinstance(value, int) and value < floor:
+        if isinstance(value, int) and not isinstance(value, bool) and value < floor:
             raise UsageError(f"--{name.replace('_', '-')} {value}: give a number of at least {floor}.")
-    # Whatever would try is to fail at once.
-    os.environ.update(
-        HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false"
-    )
+    os.environ.update(HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false")
+    if not hub:
+        # Whatever would try is to fail at once.
+        os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
 
 
 def open_folder(config: Any) -> RunFolder:

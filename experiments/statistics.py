@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -97,6 +98,52 @@ def compare(treatment: Sequence[float], control: Sequence[float], *, higher_is_b
     testable = len(difference) > 1 and bool(np.ptp(difference) > 0)
     p = float(stats.ttest_rel(treatment, control).pvalue) if testable else math.nan
     return Comparison(interval(difference.tolist()), p, int(better.sum()), len(difference), higher_is_better)
+
+
+def wilcoxon(treatment: Sequence[float], control: Sequence[float]) -> float:
+    """Two-sided p of Wilcoxon's signed-rank test on the same pairs, which asks for no normal differences.
+
+    Args:
+        treatment: one value per seed.
+        control: one value per seed, the same seeds.
+
+    Returns:
+        The p-value; nan where no pair differs. With n pairs it cannot fall below 2^(1-n).
+
+    Example:
+        >>> wilcoxon([2.0, 4.0, 6.0, 8.0], [1.0, 2.0, 3.0, 4.0])
+        0.125
+    """
+    difference = np.asarray(treatment, dtype=float) - np.asarray(control, dtype=float)
+    if not difference.any() or not np.isfinite(difference).all():
+        return math.nan
+    with warnings.catch_warnings():
+        # Ties and zeros make it an approximation, of which scipy says that the sample is small; the page does so too.
+        warnings.simplefilter("ignore")
+        _, p = stats.wilcoxon(difference)
+        return float(p)  # pyright: ignore[reportArgumentType]
+
+
+def bootstrap(values: Sequence[float], confidence: float = 0.95) -> Interval:
+    """Mean with its bias-corrected and accelerated bootstrap interval, from 9,999 resamples of one fixed generator.
+
+    Args:
+        values: one value per seed, such as paired differences.
+        confidence: probability that the interval is meant to hold; with few values it holds less often.
+
+    Returns:
+        The interval; its bounds are nan for fewer than three values, and the mean where all values are equal.
+    """
+    student = interval(values, confidence)
+    x = np.asarray(values, dtype=float)
+    if x.size < 3 or not np.isfinite(x).all():
+        return Interval(student.mean, math.nan, math.nan, student.deviation)
+    if np.ptp(x) == 0:
+        return Interval(student.mean, student.mean, student.mean, 0.0)
+    found = stats.bootstrap(
+        (x,), np.mean, confidence_level=confidence, n_resamples=9999, method="BCa", rng=np.random.default_rng(0)
+    ).confidence_interval  # fmt: skip
+    return Interval(student.mean, float(found.low), float(found.high), student.deviation)
 
 
 def holm(p: Sequence[float]) -> list[float]:

@@ -109,11 +109,25 @@ def mean_scores(
     """
     from experiments.workers import spread
 
-    rows = iter(spread(execute, [run for group in groups for run in group], workers=workers, on_done=on_done))
-    scores = []
-    for group in groups:
-        signed = [row["value"] if row["metric"].higher_is_better else -row["value"] for row in islice(rows, len(group))]
-        scores.append(sum(signed) / len(signed))
+    rows = spread(execute, [run for group in groups for run in group], workers=workers, on_done=on_done)
+    return means(rows, [len(group) for group in groups], "value")
+
+
+def means(rows: Sequence[Mapping[str, Any]], sizes: Sequence[int], name: str) -> list[float]:
+    """The mean of each group of rows by their metric, the larger the better.
+
+    Args:
+        rows: of all groups, one after the other.
+        sizes: rows of each group.
+        name: of the measure in a row.
+
+    Returns:
+        One score a group.
+    """
+    remaining, scores = iter(rows), []
+    for size in sizes:
+        signed = [row[name] if row["metric"].higher_is_better else -row[name] for row in islice(remaining, size)]
+        scores.append(sum(signed) / size)
     return scores
 
 

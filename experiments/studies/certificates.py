@@ -36,6 +36,9 @@ class Config:
     out: Path = Path("results/certificates")
 
 
+PRESETS = {"smoke": Config(horizons=2, drifting_horizons=1, gaps=(0.5,), exact=(1, 2))}
+
+
 def run(config: Config) -> None:
     """Verifies, solves, writes the records, builds the report from them and prints its tables.
 

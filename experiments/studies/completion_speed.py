@@ -41,6 +41,9 @@ class Config:
     out: Path = Path("results/completion-speed")
 
 
+PRESETS = {"smoke": Config(rows=60, columns=40, entries=500, rank=3, iterations=25, copt_iterations=25, repeats=1)}
+
+
 def run(config: Config) -> None:
     """Measures, writes the records, builds the report from them and prints its table.
 

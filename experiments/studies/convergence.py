@@ -29,6 +29,9 @@ class Config:
     out: Path = Path("results/convergence")
 
 
+PRESETS = {"smoke": Config(horizons=(2, 8), links=(2,), testbeds=("TrustRegion", "WorstCase"), workers=1)}
+
+
 def run(config: Config) -> None:
     """Audits the constants, runs, checks, writes the report and prints its table.
 

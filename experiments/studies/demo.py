@@ -36,6 +36,11 @@ class Config:
     out: Path = Path("results/demo")
 
 
+PRESETS = {
+    "smoke": Config(seeds=2, language_seeds=2, epochs=1, matrix_steps=20, pretraining_steps=6, adaptation_steps=6, workers=1)
+}
+
+
 def run(config: Config) -> None:
     """Trains, writes the records, builds the report from them and prints its tables.
 

@@ -26,6 +26,9 @@ class Config:
     out: Path = Path("results/drift")
 
 
+PRESETS = {"smoke": Config(exponents=(0.5,), horizons=(3, 6), workers=1)}
+
+
 def run(config: Config) -> None:
     """Runs, checks, writes the report and prints its table.
 

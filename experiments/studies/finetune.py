@@ -8,7 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import tyro
+
 from experiments.errors import UsageError
+from experiments.options import ChainOptions, KeepingOptions, TrainingOptions
 from experiments.options import FinetuneOptions as Config
 
 if TYPE_CHECKING:
@@ -20,6 +23,14 @@ if TYPE_CHECKING:
 # Options that say how a run is carried out, not what it computes: a resumed run may change them.
 FREE = frozenset({"--resume", "--stop-after", "--keep-checkpoints", "--checkpoint-every", "--out", "--chain-dir",
                   "--export-max-rank", "--export-tolerance"})  # fmt: skip
+
+
+PRESETS = {
+    "smoke": Config(
+        tyro.MISSING, tyro.MISSING, tyro.MISSING, chain=ChainOptions(links=2, rank=(2,), link_warmup=0),
+        training=TrainingOptions(max_steps=4, batch_size=2, max_length=16), keeping=KeepingOptions(checkpoint_every=2),
+    ),
+}  # fmt: skip
 
 
 class Stopped(Exception):

@@ -43,6 +43,9 @@ class Config:
     out: Path = Path("results/gap-tracking")
 
 
+PRESETS = {"smoke": Config(links=2, link_steps=4, batches=4, windows=64, curved=2, pretraining_steps=4, workers=1)}
+
+
 def run(config: Config) -> None:
     """Trains, measures, builds the report from the records and prints its tables.
 

@@ -51,6 +51,14 @@ class Config:
     out: Path = Path("results/knot-schedules")
 
 
+PRESETS = {
+    "smoke": Config(
+        problems=("digits", "regression-rank-2"), seeds=2, tuning_seeds=1, rates=1, extensions=0, min_steps=10, epochs=1,
+        matrix_steps=30, pretraining_steps=3, adaptation_steps=9, workers=1,
+    ),
+}  # fmt: skip
+
+
 def run(config: Config) -> None:
     """Chooses learning rates, trains, builds the report from the records and prints its tables.
 

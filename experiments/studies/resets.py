@@ -51,6 +51,14 @@ class Config:
     out: Path = Path("results/resets")
 
 
+PRESETS = {
+    "smoke": Config(
+        problems=("new-labels",), seeds=2, language_seeds=2, tuning_seeds=1, rates=1, extensions=0, epochs=2,
+        pretraining_steps=3, adaptation_steps=27, repeats=1, workers=1,
+    ),
+}  # fmt: skip
+
+
 def run(config: Config) -> None:
     """Chooses learning rates, trains, times, builds the report from the records and prints its tables.
 

@@ -25,3 +25,4 @@ class Metric:
 ACCURACY = Metric("test accuracy (%)", "points", higher_is_better=True, digits=2)
 RELATIVE_ERROR = Metric("relative error", "", higher_is_better=False, digits=5)
 NATS = Metric("held-out loss (nats per character)", "nats", higher_is_better=False, digits=4)
+PERPLEXITY = Metric("held-out perplexity", "", higher_is_better=False, digits=2)

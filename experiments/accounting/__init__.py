@@ -1,0 +1,1 @@
+"""What training costs: FLOPs and memory counted from shapes, and times and bytes measured beside LoRA."""

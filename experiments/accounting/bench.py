@@ -1,0 +1,152 @@
+"""A base model with random weights and batches of random tokens: what speed and memory are measured on."""
+
+from __future__ import annotations
+
+import os
+import platform
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from experiments.accounting import architectures
+from experiments.accounting.contenders import chosen, contenders
+from experiments.accounting.memory import Bytes, fits, training_bytes
+from experiments.errors import UsageError
+from experiments.language.loading import DTYPES
+from experiments.methods import Method, unavailable
+from experiments.tasks.random_tokens import RandomTokens
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One model, one batch size, one device.
+
+    Attributes:
+        base: a name of `architectures.KNOWN` or a folder with a config.
+        dtype: of the base's weights: fp32, bf16 or fp16.
+        device: cpu or cuda.
+        rows: of a batch.
+        length: tokens of a row.
+        targets: the layers to adapt.
+        rank: of the factors.
+        knots: that a chain ties in a run.
+        steps: of a run.
+    """
+
+    base: str
+    dtype: str
+    device: str
+    rows: int
+    length: int
+    targets: tuple[str, ...]
+    rank: int
+    knots: int
+    steps: int
+
+    def check(self) -> None:
+        """Finds out whether there is such a model and such a device.
+
+        Raises:
+            UsageError: there is not.
+        """
+        if not self.targets:
+            raise UsageError("--targets: name at least one layer.")
+        if self.dtype not in DTYPES:
+            raise UsageError(f"--dtype {self.dtype}: choose from {', '.join(DTYPES)}.")
+        if self.device.partition(":")[0] not in {"cpu", "cuda"}:
+            raise UsageError(f"--device {self.device}: choose from auto, cpu, cuda.")
+        if torch.device(self.device).type == "cuda" and not torch.cuda.is_available():
+            raise UsageError(f"--device {self.device}: torch sees no CUDA device here; give cpu or auto.")
+        config = architectures.config_of(self.base)
+        positions = getattr(config, "max_position_embeddings", self.length)
+        if self.length > positions:
+            raise UsageError(f"--length {self.length}: {self.base} has {positions} positions; give at most that.")
+        skeleton = self.skeleton()
+        for target in self.targets:
+            if not any(name == target or name.endswith(f".{target}") for name, _ in skeleton.named_modules()):
+                layers = ", ".join(architectures.linear_layers(skeleton))
+                raise UsageError(f"--targets {target}: {self.base} has no layer of that name; choose from {layers}.")
+
+    def skeleton(self) -> nn.Module:
+        """The base without data."""
+        return architectures.skeleton(architectures.config_of(self.base), DTYPES[self.dtype])
+
+    def model(self) -> nn.Module:
+        """The base with random weights, on the device."""
+        return architectures.random_model(
+            architectures.config_of(self.base), DTYPES[self.dtype], self.device
+        )  # fmt: skip
+
+    def task(self) -> RandomTokens:
+        """Batches on the device."""
+        return RandomTokens(architectures.config_of(self.base).vocab_size, self.rows, self.length, self.device)
+
+    def methods(self, labels: tuple[str, ...]) -> list[Method]:
+        """LoRA, and the methods called `labels`; none for all."""
+        linear = architectures.linear_layers(self.skeleton())
+        every = contenders(self.rank, self.knots + 1, self.steps, linear=linear, half=self.dtype != "fp32")
+        return chosen(every, labels)
+
+    def bytes(self, method: Method) -> Bytes:
+        """What a step of the method should hold, by its shapes."""
+        return training_bytes(method, self.skeleton(), self.targets, self.rows, self.length)
+
+    def obstacle(self, method: Method, *, beside: float = 0) -> str | None:
+        """Why a method cannot run here.
+
+        Args:
+            method: that is to run.
+            beside: bytes that others hold meanwhile.
+
+        Returns:
+            The reason, None where there is none.
+        """
+        missing = unavailable(method)
+        return missing or fits(self.bytes(method), (memory_of(self.device) - beside) / 1e9)
+
+
+def bench_of(config: Any, steps: int) -> Bench:
+    """The bench that a study's options ask for.
+
+    Args:
+        config: of `speed` or `memory`.
+        steps: of a run.
+
+    Returns:
+        The bench, checked.
+    """
+    auto = "cuda" if torch.cuda.is_available() else "cpu"
+    bench = Bench(
+        config.base, config.dtype, auto if config.device == "auto" else config.device, config.batch_size, config.length,
+        config.targets, config.rank, config.knots, steps,
+    )  # fmt: skip
+    bench.check()
+    return bench
+
+
+def memory_of(device: str) -> float:
+    """The bytes of a device, or of this machine; infinite where nobody tells."""
+    if torch.device(device).type == "cuda":
+        return float(torch.cuda.get_device_properties(device).total_memory)
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, ValueError, OSError):
+        return float("inf")
+
+
+def name_of(device: str) -> str:
+    """What the machine is called."""
+    return torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else platform.processor() or "a CPU"
+
+
+@contextmanager
+def short_links() -> Iterator[None]:
+    """Links of a few steps without the warning that they do not pay: nothing is learnt here."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".* makes a link of ")
+        yield

@@ -1,0 +1,1 @@
+"""Pretrained language models in the studies: loading, scoring candidates, heads for encoders, generation."""
