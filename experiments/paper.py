@@ -5,23 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from experiments.accounting.architectures import config_of, skeleton
-from experiments.accounting.flops import cost_of, run_flops
+from experiments.accounting.flops import StepCost, cost_of, run_flops
 from experiments.accounting.memory import Bytes, fits, training_bytes
 from experiments.compare import Extent, Run
 from experiments.errors import UsageError
 from experiments.language.loading import DTYPES
 from experiments.methods import Method, unavailable
 from experiments.pages import paper as page
+from experiments.progress import progress
 from experiments.protocol import ProtocolOptions, check, resolve
 from experiments.starting import open_folder, prepare
 from experiments.sweep import Sweep
-from experiments.tasks.language.source import Sampling
+from experiments.tasks.language.source import Sampling, names
 from experiments.tasks.pretrained import Pretrained
 from experiments.tasks.prompted import problem as prompted
 
@@ -116,16 +118,23 @@ def plan(options: ProtocolOptions, entries: Entries) -> list[Cell]:
     Raises:
         UsageError: the data or the model cannot be read, and more than a plan is asked for.
     """
-    cells = []
-    for task in options.tasks:
-        try:
-            found = problem(options, task, seed=0)
-            steps, extent = found.steps, found.extent(0)
-        except UsageError:
-            if not options.dry_run:
-                raise
-            found, (steps, extent) = None, _assumed(options, task)
-        cells.extend(_cell(options, task, method, found, steps, extent) for method in entries(options, steps).values())
+    cells: list[Cell] = []
+    costs: dict[Any, StepCost] = {}
+    # A hub that was out of reach once is not asked again: it takes its time to say so.
+    reachable = True
+    with progress(total=len(options.tasks), description="plan", unit="task") as bar:
+        for task in options.tasks:
+            found = None
+            try:
+                found = problem(options, task, seed=0) if reachable else None
+            except UsageError:
+                local = options.data_dir is not None and Path(resolve(options)).is_dir()
+                if local or not options.dry_run or task not in names():
+                    raise
+                reachable = False
+            steps, extent = _assumed(options, task) if found is None else (found.steps, found.extent(0))
+            cells += [_cell(options, task, method, found, steps, extent, costs) for method in entries(options, steps).values()]
+            bar.update()
     return cells
 
 
@@ -190,7 +199,8 @@ def record(cell: Cell) -> dict[str, Any]:
 
 
 def _cell(
-    options: ProtocolOptions, task: str, method: Method, found: Pretrained | None, steps: int, extent: Extent
+    options: ProtocolOptions, task: str, method: Method, found: Pretrained | None, steps: int, extent: Extent,
+    costs: dict[Any, StepCost],
 ) -> Cell:  # fmt: skip
     missing, trained = unavailable(method), () if found is None else found.trained
     if missing is not None:
@@ -201,7 +211,10 @@ def _cell(
             return skeleton(config_of(resolve(options)), DTYPES[options.dtype])
         return found.start.skeleton(options.dtype)
 
-    cost = cost_of(method, fresh(), options.target_modules, trained=trained)
+    # What a token costs is the same on every task, but for an encoder's head.
+    if (method, trained) not in costs:
+        costs[method, trained] = cost_of(method, fresh(), options.target_modules, trained=trained)
+    cost = costs[method, trained]
     # A batch has a row for each candidate of its examples; their lengths are taken to be the mean.
     rows, length = max(1, round(extent.examples / steps)), max(1, round(extent.tokens / extent.examples))
     memory = training_bytes(method, fresh(), options.target_modules, rows, length, trained=trained)

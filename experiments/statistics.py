@@ -94,8 +94,9 @@ def compare(treatment: Sequence[float], control: Sequence[float], *, higher_is_b
         raise ValueError(f"compare() needs pairs: {len(treatment)} values against {len(control)}")
     difference = np.asarray(treatment, dtype=float) - np.asarray(control, dtype=float)
     better = difference > 0 if higher_is_better else difference < 0
-    # Identical pairs have no variance, and scipy would warn of a division by zero: the test has nothing to say about them.
-    testable = len(difference) > 1 and bool(np.ptp(difference) > 0)
+    # Pairs that differ by one and the same number, rounding apart, have no variance and the test nothing to say about them.
+    rounding = 1e-9 * max(np.abs(treatment).max(), np.abs(control).max()) if len(difference) else 0.0
+    testable = len(difference) > 1 and bool(np.ptp(difference) > rounding)
     p = float(stats.ttest_rel(treatment, control).pvalue) if testable else math.nan
     return Comparison(interval(difference.tolist()), p, int(better.sum()), len(difference), higher_is_better)
 

@@ -191,6 +191,8 @@ def budget(plan: list[dict[str, Any]]) -> Table:
     baselines: dict[str, dict[str, Any]] = {}
     rows = []
     for cell in plan:
+        if not cell["parameters"]:  # a method whose package is missing was not counted
+            continue
         reference = baselines.setdefault(cell["task"], cell)
         gigabytes = sum(cell["memory"].values()) / 1e9
         rows.append([
