@@ -19,6 +19,7 @@ from experiments.errors import UsageError
 from experiments.language.loading import DTYPES
 from experiments.methods import Method, unavailable
 from experiments.pages import paper as page
+from experiments.pages.paper_results import collect, forecast
 from experiments.progress import progress
 from experiments.protocol import ProtocolOptions, check, resolve
 from experiments.starting import open_folder, prepare
@@ -158,7 +159,7 @@ def carry_out(config: Any, entries: Entries, *, title: str, lead: str) -> None:
     entries(options, options.max_steps or 1)  # a wrong name is told before data and models are read
     cells = plan(options, entries)
     if options.dry_run:
-        print(page.forecast([record(cell) for cell in cells], len(options.lrs) * options.seeds))
+        print(forecast([record(cell) for cell in cells], len(options.lrs) * options.seeds))
         return
     folder = open_folder(config)
     sweep = Sweep(folder.path / "runs.sqlite", options.workers, options.scheduler)
@@ -166,7 +167,7 @@ def carry_out(config: Any, entries: Entries, *, title: str, lead: str) -> None:
     folder.write_json("plan.json", [record(cell) for cell in cells])
     folder.replace_rows("runs.jsonl", rows)
     page.build(folder, title, lead)
-    results = page.collect(folder)
+    results = collect(folder)
     print(f"\n{results.overview().to_text()}\n", *page.findings(results), sep="\n  ")
     print(f"\nReport: {folder.path / 'report.html'}")
 

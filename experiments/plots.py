@@ -33,8 +33,9 @@ mpl.rcParams.update({
 
 
 def loss_curves(
-    curves: Mapping[str, Sequence[Sequence[float]]], knots: Mapping[str, Sequence[int]], *, ylabel: str, title: str = ""
-) -> bytes:
+    curves: Mapping[str, Sequence[Sequence[float]]], knots: Mapping[str, Sequence[int]], *, ylabel: str, title: str = "",
+    below: bool = False,
+) -> bytes:  # fmt: skip
     """Training losses against the step, one line a method, with its knots as vertical lines and dots.
 
     Args:
@@ -42,11 +43,12 @@ def loss_curves(
         knots: for each method, the steps after which knots were tied.
         ylabel: the losses' name.
         title: above the axes.
+        below: the legend stands below the axes, where many curves leave it no room inside.
 
     Returns:
         A PNG.
     """
-    figure, axes = canvas(7.2, 3.6)
+    figure, axes = canvas(7.2, 4.2 if below else 3.6)
     means = {label: _smooth(np.mean(np.asarray(runs, dtype=float), axis=0)) for label, runs in curves.items()}
     for colour, (label, mean) in zip(COLOURS, means.items(), strict=False):
         axes.plot(np.arange(1, len(mean) + 1), mean, color=colour, label=label, linewidth=1.6)
@@ -60,7 +62,7 @@ def loss_curves(
     if lowest > 0 and highest > 5 * lowest:
         logarithmic(axes)
     axes.set(xlabel="optimizer step", ylabel=ylabel, title=title)
-    axes.legend()
+    axes.legend(**{"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": 3} if below else {})
     return png(figure)
 
 
@@ -122,7 +124,9 @@ def bars(values: Mapping[str, Mapping[str, Sequence[float]]], *, ylabel: str, ti
         )  # fmt: skip
     axes.set_xticks(range(len(values)), list(values))
     axes.grid(axis="x", visible=False)
-    axes.set(ylabel=ylabel, title=title)
+    # With two seeds a Student interval is wider than any scale.
+    highest = max(interval(seeds).mean for task in values.values() for seeds in task.values())
+    axes.set(ylabel=ylabel, title=title, ylim=(0, min(axes.get_ylim()[1], 1.5 * highest)))
     axes.legend(ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.08))
     return png(figure)
 

@@ -52,7 +52,7 @@ def build(folder: RunFolder) -> Page:
         "losses",
         plots.loss_curves(
             {method: [row["losses"] for row in standings.rows[method]] for method in shown},
-            {method: standings.rows[method][0]["knots"] for method in shown}, ylabel="training loss (nats per token)",
+            {method: standings.rows[method][0]["knots"] for method in shown}, ylabel="training loss (nats/token)", below=True,
         ),
         "Training loss, the mean over seeds; dotted lines are knots.",
     )  # fmt: skip

@@ -18,7 +18,7 @@ from experiments.tasks.language import source
 from experiments.tasks.language.source import Sampling
 from experiments.tasks.metric import ACCURACY, Metric
 from experiments.tasks.order import Order
-from experiments.tasks.pretrained import Pretrained
+from experiments.tasks.pretrained import COMMONEST, Pretrained
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,9 @@ class Answering(Pretrained):
         return scoring.accuracy(self._scores(model, "dev"), self.rows("dev"))
 
     def details(self, model: nn.Module) -> dict[str, float]:
-        """The loss of training, on the dev questions."""
+        """The loss of training, on the dev questions, and the accuracy of always giving the commonest answer."""
         found = kept(model, (self, "dev"), lambda: self._scores(model, "dev"))
-        return {"validation loss": scoring.mean_loss(found, self.rows("dev"))}
+        return {"validation loss": scoring.mean_loss(found, self.rows("dev")), COMMONEST: self.commonest()}
 
     def outputs(self, model: nn.Module) -> Tensor:
         """Logits at every token of a few test questions."""

@@ -20,7 +20,7 @@ from experiments.tasks.language import source
 from experiments.tasks.language.source import Sampling
 from experiments.tasks.metric import ACCURACY, Metric
 from experiments.tasks.order import Order
-from experiments.tasks.pretrained import Pretrained
+from experiments.tasks.pretrained import COMMONEST, Pretrained
 
 
 @dataclass(frozen=True)
@@ -78,10 +78,10 @@ class Labelling(Pretrained):
         return self._accuracy(model, "dev")
 
     def details(self, model: nn.Module) -> dict[str, float]:
-        """The loss of training, on the dev prompts."""
+        """The loss of training, on the dev prompts, and the accuracy of always giving the commonest label."""
         found = kept(model, (self, "dev"), lambda: self._logits(model, "dev"))
         losses = [-part.log_softmax(0)[row.label] for part, row in zip(found, self.rows("dev"), strict=True)]
-        return {"validation loss": float(torch.stack(losses).mean())}
+        return {"validation loss": float(torch.stack(losses).mean()), COMMONEST: self.commonest()}
 
     def outputs(self, model: nn.Module) -> Tensor:
         """The head's logits on a few test prompts."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -19,6 +20,8 @@ from experiments.tasks.language.source import Sampling
 from experiments.tasks.metric import Metric
 from experiments.tasks.order import Order
 from experiments.train import Task
+
+COMMONEST = "test accuracy of the commonest answer (%)"
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,11 @@ class Pretrained(ABC):
     @abstractmethod
     def outputs(self, model: nn.Module) -> Tensor:
         """The model's logits on a few test examples."""
+
+    def commonest(self) -> float:
+        """How often the test's most frequent answer is right, in percent: what a model must beat to have learned anything."""
+        answers = Counter(question.answer for question in self.examples("test"))
+        return 100 * max(answers.values()) / answers.total()
 
     def extent(self, seed: int) -> Extent:
         """What training in the order of `seed` reads."""

@@ -13,7 +13,7 @@ import torch
 
 from experiments.__main__ import main
 from experiments.errors import UsageError
-from experiments.pages import paper as page
+from experiments.pages.paper_results import choose, collect
 from experiments.paper import carry_out, plan
 from experiments.paper_contenders import chains, chosen, contenders, step_downs
 from experiments.protocol import PRESETS, SEVEN, ProtocolOptions
@@ -121,7 +121,7 @@ def test_rate_is_chosen_by_validation_and_the_test_reported_at_it(command, tmp_p
     folder = RunFolder(tmp_path / "out")
     rows = folder.rows("runs.jsonl")
     assert len(rows) == 2 * 2 * 2
-    standings = page.collect(folder).tasks["RTE"]
+    standings = collect(folder).tasks["RTE"]
     for method, choice in standings.choices.items():
         mine = [row for row in rows if row["label"] == method]
         means = {lr: sum(row["validation"] for row in mine if row["lr"] == lr) / 2 for lr in choice.scores}
@@ -170,7 +170,7 @@ def test_diverged_run_has_no_verdict():
     rows = [
         {"lr": lr, "validation": value, "metric": {"higher_is_better": True}} for lr, value in ((1e-3, 50.0), (1e-1, math.nan))
     ]  # fmt: skip
-    assert page.choose(rows).rate == 1e-3
+    assert choose(rows).rate == 1e-3
 
 
 @pytest.mark.parametrize(
@@ -198,9 +198,9 @@ def test_bad_option_is_one_line_and_nothing_is_written(arguments, words, command
     gone = "experiments.language.loading._hub_config"
     monkeypatch.setattr(gone, lambda model: UsageError(f"--model {model}: the hub cannot be reached."))
     assert main([*command, *arguments]) == 2
-    said = capsys.readouterr()
-    assert words in said.err
-    assert said.err.count("\n") == 1
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if line and "task/s" not in line]
+    assert error.startswith("error: ")
+    assert words in error
     assert not (tmp_path / "out").exists()
 
 
@@ -224,7 +224,8 @@ def test_bad_data_are_one_line_with_their_place_and_nothing_is_written(rows, wor
     if rows is not None:
         write(file, rows)
     assert main([*command, "--tasks", "RTE"]) == 2
-    said = capsys.readouterr()
-    assert words in said.err
-    assert said.err.count("\n") == 1
+    # Beside it there may be the plan's bar.
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if line and "task/s" not in line]
+    assert error.startswith("error: ")
+    assert words in error
     assert not (tmp_path / "out").exists()

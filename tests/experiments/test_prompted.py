@@ -19,7 +19,7 @@ from experiments.language import bases, loading, scoring
 from experiments.methods import ChainOfLoRA, LoRA, PrefixTuning
 from experiments.tasks.answering import Answering
 from experiments.tasks.language.source import Sampling
-from experiments.tasks.pretrained import Pretrained
+from experiments.tasks.pretrained import COMMONEST, Pretrained
 from experiments.tasks.prompted import problem
 from fwlora import Evenly
 from tests.experiments.conftest import SHARED
@@ -127,7 +127,9 @@ def test_a_decoder_learns_a_task_in_the_one_loop(answering: Answering, method, t
     assert len(row["losses"]) == answering.steps
     assert sum(row["losses"][-3:]) < 0.3 * sum(row["losses"][:3])
     assert row["value"] > 80
-    assert set(row["details"]) == {"validation loss"}
+    answers = [question.answer for question in answering.examples("test")]
+    assert set(row["details"]) == {"validation loss", COMMONEST}
+    assert row["details"][COMMONEST] == 100 * max(map(answers.count, answers)) / len(answers)
     assert row == {**execute(Run(answering, method, seed=0)), "export": row["export"], "seconds": row["seconds"]}
     if is_chain:
         assert row["export"]["largest_difference"] < 1e-4 * row["export"]["largest_output"]
