@@ -21,7 +21,7 @@ def build(folder: RunFolder) -> Page:
     """Writes the report from the study's records.
 
     Args:
-        folder: with `config.json`, `runs.jsonl`, `tuning.json`, `untouched.json` and `environment.json`.
+        folder: with `config.json`, `runs.jsonl`, `tuning.json`, `untouched.json`, `spent.json` and `environment.json`.
 
     Returns:
         The page.
@@ -62,6 +62,10 @@ def build(folder: RunFolder) -> Page:
     )  # fmt: skip
     page.heading("Rates")
     page.table(rates(standings))
+    spent = folder.read_json("spent.json")
+    page.paragraph(
+        f"All {spent['runs']} runs, those for the rates included, took {spent['hours']:.2g} hours of one process each."
+    )
     page.code(command(config))
     page.publish(folder, describe(folder.read_json("environment.json")))
     return page
@@ -127,9 +131,9 @@ def setting(config: dict[str, Any], untouched: dict[str, Any], standings: Standi
         f"{config['held_out']} for validation and {config['held_out']} for the test, at most {config['max_length']} tokens of "
         f"each. Untouched, its perplexity on the test rows is {untouched['perplexity']:.2f}. Every run makes {config['steps']} "
         f"steps of {batch} rows, {config['steps'] * batch / rows:.2g} passes; rank {config['rank']} on "
-        f"{', '.join(config['targets'])}. The shortest link has {min(links, default=0)} steps. Chains decay their rate within "
-        "each link, with a warm-up of 5 steps, but for the one whose rate decays once over the run; the steps that look for an "
-        "aligned start are charged."
+        f"{', '.join(config['target_modules'])}. The shortest link has {min(links, default=0)} steps. Chains decay their rate "
+        "within each link, with a warm-up of 5 steps, but for the one whose rate decays once over the run; the steps that look "
+        "for an aligned start are charged."
     )
 
 

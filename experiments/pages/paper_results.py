@@ -137,7 +137,9 @@ def budget(plan: list[dict[str, Any]]) -> Table:
         reference = baselines.setdefault(cell["task"], cell)
         gigabytes = sum(cell["memory"].values()) / 1e9
         rows.append([
-            f"{cell['method']}, {cell['task']}", f"{cell['parameters']:,}", f"{cell['steps']}", f"{len(cell['knots'])}",
+            f"{cell['method']}, {cell['task']}", f"{cell['parameters']:,}", f"{cell['steps']}", f"{cell['examples']}",
+            f"{len(cell['knots'])}",
             f"{cell['flops']:.3g}", f"{cell['flops'] / reference['flops']:.5f}", f"{gigabytes:.3g}",
         ])  # fmt: skip
-    return Table(["method, task", "trained", "steps", "knots", "FLOPs of a run", "to LoRA's", "memory, GB"], rows)
+    headings = ["method, task", "trained", "steps", "examples", "knots", "FLOPs of a run", "to LoRA's", "memory, GB"]
+    return Table(headings, rows)

@@ -29,7 +29,7 @@ class Config:
         steps: optimizer steps of a run.
         batch_size: rows a step.
         max_length: tokens of a row that are read.
-        targets: layers to adapt, by the end of their names.
+        target_modules: layers to adapt, by the end of their names.
         rank: of LoRA and of a chain's first link.
         seeds: paired seeds of the test.
         tuning_seeds: seeds on which learning rates are chosen; the test uses none of them.
@@ -46,7 +46,7 @@ class Config:
     steps: int = 300
     batch_size: int = 4
     max_length: int = 256
-    targets: tuple[str, ...] = ("q_proj", "v_proj")
+    target_modules: tuple[str, ...] = ("q_proj", "v_proj")
     rank: int = 4
     seeds: int = 8
     tuning_seeds: int = 2
@@ -78,14 +78,24 @@ def run(config: Config) -> None:
 
     prepare(config, LEAST)
     from experiments.adapting import Contest, contenders
+    from experiments.errors import UsageError
     from experiments.pages import adaptation as page
+    from experiments.store import Store
     from experiments.sweep import Sweep
     from experiments.tasks.adaptation import Adaptation
 
+    if not config.model.is_dir():
+        raise UsageError(f"--model {config.model}: there is no such folder; give one that `save_pretrained` has written.")
     problem = Adaptation(
-        str(config.model), str(config.text), config.steps, config.batch_size, config.max_length, config.held_out, config.targets
+        str(config.model),
+        str(config.text),
+        config.steps,
+        config.batch_size,
+        config.max_length,
+        config.held_out,
+        config.target_modules,
     )
-    problem.rows("train")  # a wrong file is told of before a folder is made
+    _ = problem.rows("train"), problem.watched  # a wrong file is told of before a folder is made
     contest = Contest(problem, contenders(config.rank))
     folder = open_folder(config)
     sweep = Sweep(folder.path / "runs.sqlite", config.workers, config.scheduler)
@@ -99,6 +109,8 @@ def run(config: Config) -> None:
     ]
     rows = sweep.rows(tests, "tests")
     folder.replace_rows("runs.jsonl", [row | {"lr": run.method.lr} for row, run in zip(rows, tests, strict=True)])
+    kept = Store(sweep.store).rows().values()
+    folder.write_json("spent.json", {"runs": len(kept), "hours": sum(row["seconds"] for row in kept) / 3600})
     page.build(folder)
     show(folder)
 

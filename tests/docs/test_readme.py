@@ -73,9 +73,10 @@ def test_links_and_figures_of_readme_exist():
 def test_figures_of_kept_results_exist():
     pages = sorted((README.parent / "docs" / "results").glob("*/README.md"))
     assert {page.parent.name for page in pages} == {
-        "certificates", "completion-speed", "convergence", "demo", "drift", "gap-tracking", "knot-schedules", "resets",
+        "adaptation", "certificates", "completion-speed", "convergence", "demo", "drift", "flops", "gap-tracking",
+        "knot-schedules", "memory", "non-transformer", "resets", "speed", "table1",
     }  # fmt: skip
     for page in pages:
         figures = re.findall(r"\]\((figures/[^)]+)\)", page.read_text())
-        assert figures
-        assert {page.parent / figure for figure in figures} == set((page.parent / "figures").iterdir())
+        assert bool(figures) == (page.parent.name != "flops")  # whose page has tables alone
+        assert {page.parent / figure for figure in figures} == set((page.parent / "figures").glob("*"))

@@ -14,8 +14,9 @@ import torch
 from experiments.__main__ import main
 from experiments.errors import UsageError
 from experiments.pages.paper_results import choose, collect
-from experiments.paper import carry_out, plan
+from experiments.paper import carry_out
 from experiments.paper_contenders import chains, chosen, contenders, step_downs
+from experiments.planning import plan
 from experiments.protocol import PRESETS, SEVEN, ProtocolOptions
 from experiments.records import RunFolder
 from experiments.studies import rank_stepdown, table1

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from experiments.statistics import compare, interval
+from experiments.statistics import Interval, bootstrap, compare, interval, wilcoxon
 
 VALUES = st.lists(st.floats(-100, 100), min_size=3, max_size=12)
 
@@ -61,3 +61,30 @@ def test_p_is_that_of_the_paired_test_and_not_of_the_unpaired_one():
 def test_values_without_partners_are_refused(call):
     with pytest.raises(ValueError, match="needs"):
         call()
+
+
+def test_pairs_that_differ_by_rounding_alone_have_no_p_value():
+    """Differences of 1, rounding apart: a t-test would give a p of 1e-15 for two seeds."""
+    control = [58.93, 62.5]
+    treatment = [value + 1.0 for value in control]
+    assert math.isnan(compare(treatment, control).p)
+    assert compare([value + 0.1 * n for n, value in enumerate(control)], control).p > 0
+
+
+def test_wilcoxon_is_the_exact_signed_rank_test():
+    """All n differences of one sign: p = 2^(1-n)."""
+    for pairs in (3, 5, 8):
+        assert wilcoxon([float(n) for n in range(1, pairs + 1)], [0.0] * pairs) == 2.0 ** (1 - pairs)
+    assert math.isnan(wilcoxon([1.0, 2.0], [1.0, 2.0]))
+    assert math.isnan(wilcoxon([math.nan, 2.0], [1.0, 2.0]))
+
+
+def test_bootstrap_is_repeatable_lies_around_the_mean_and_is_silent_on_few_values():
+    values = [0.0, 1.0, 2.0, 4.0, 8.0]
+    first, again = bootstrap(values), bootstrap(values)
+    assert first == again
+    assert min(values) < first.low < first.mean == 3.0 < first.high < max(values)
+    assert math.isnan(bootstrap([1.0, 2.0]).low)
+    assert bootstrap([2.0, 2.0, 2.0]) == Interval(2.0, 2.0, 2.0, 0.0)
+    shifted = bootstrap([value + 10 for value in values])
+    assert shifted.low == pytest.approx(first.low + 10)
