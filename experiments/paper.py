@@ -60,8 +60,8 @@ def conduct(cells: Sequence[Cell], options: ProtocolOptions, sweep: Sweep) -> li
     Returns:
         A row a run, with its rate.
     """
-    # The costliest first: no worker is left alone with one of them at the end.
-    runs = [run for cell in sorted(cells, key=lambda cell: -cell.flops) for run in cell.runs(options)]
+    # The cheapest first: a sweep that is cut off has kept as many as it could.
+    runs = [run for cell in sorted(cells, key=lambda cell: cell.flops) for run in cell.runs(options)]
     rows = sweep.rows(runs, "fine-tuning")
     return [
         row | {"task": run.problem.name, "label": run.method.label, "lr": run.method.lr, "seed": run.seed}

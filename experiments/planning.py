@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ class Cell:
     method: Method
     parameters: int = 0
     flops: float = 0.0
-    memory: Bytes = Bytes(0, 0, 0, 0)
+    memory: Bytes = field(default_factory=lambda: Bytes(0, 0, 0, 0))
     reason: str | None = None
 
     def runs(self, options: ProtocolOptions) -> list[Run]:
@@ -174,10 +174,8 @@ def _cell(options: ProtocolOptions, reading: Reading, method: Method, costs: dic
     # What a token costs is the same on every task, but for an encoder's head.
     if (method, trained) not in costs:
         costs[method, trained] = cost_of(method, fresh(), options.target_modules, trained=trained)
-    cost, memory = (
-        costs[method, trained],
-        training_bytes(method, fresh(), options.target_modules, *reading.largest, trained=trained),
-    )
+    cost = costs[method, trained]
+    memory = training_bytes(method, fresh(), options.target_modules, *reading.largest, trained=trained)
     capacity = _capacity(options)
     reason = None if capacity is None else fits(memory, capacity)
     return Cell(reading, method, cost.parameters, run_flops(method, cost, reading.extent, reading.steps), memory, reason)

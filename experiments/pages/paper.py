@@ -45,7 +45,7 @@ def build(folder: RunFolder, title: str, lead: str) -> Page:
         _figures(page, task, standings)
     page.heading("Budget")
     page.paragraph(
-        "FLOPs are those of all steps' forward and backward passes, of knots and projections; memory is what the largest step holds. "
+        "FLOPs are those of all steps' passes, of knots and projections; memory is what the largest step holds. "
         "Both are counted from the model's shapes."
         + (
             ""
