@@ -47,7 +47,7 @@ class GaLore(Plain):
     def prepare(self, model: nn.Module, targets: Sequence[str], *, steps: int, seed: int, trained: Sequence[str] = ()) -> Setup:
         """Nothing is drawn: the seed orders the data alone."""
         require(self)
-        from galore_torch import GaLoreAdamW
+        from galore_torch import GaLoreAdamW  # pyright: ignore[reportMissingImports]
 
         parameters = list(self.inject(model, targets).parameters())
         matrices = self._matrices(model, targets)
