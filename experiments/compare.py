@@ -132,7 +132,7 @@ def execute(run: Run) -> dict[str, Any]:
         run: what to do.
 
     Returns:
-        One row of plain data; all of it but `seconds` is determined by the run.
+        One row of plain data; on a CPU all of it but `seconds` is determined by the run.
     """
     began = perf_counter()
     problem = run.problem
@@ -140,12 +140,12 @@ def execute(run: Run) -> dict[str, Any]:
     with one_thread(), torch.random.fork_rng():
         torch.manual_seed(run.seed)  # for a model's own dropout
         base = problem.model()
-        before = effective_weights(base)[problem.watched]
+        before = effective_weights(base, only=problem.watched)[problem.watched]
         trained = () if language is None else language.trained
         setup = run.method.prepare(base, problem.targets, steps=problem.steps, seed=run.seed, trained=trained)
         limit = None if language is None else language.max_grad_norm
         losses = train(setup, problem.task(run.seed), steps=problem.steps, max_grad_norm=limit)
-        update = effective_weights(setup.model)[problem.watched] - before
+        update = effective_weights(setup.model, only=problem.watched)[problem.watched] - before
         value = problem.evaluate(setup.model)
         beside = {} if language is None else {
             "validation": language.validate(setup.model),

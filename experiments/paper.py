@@ -14,6 +14,7 @@ from experiments.planning import Cell, Entries, plan
 from experiments.protocol import ProtocolOptions, check
 from experiments.starting import open_folder, prepare
 from experiments.sweep import Sweep
+from experiments.workers import reach
 
 
 def carry_out(config: Any, entries: Entries, *, title: str, lead: str) -> None:
@@ -38,6 +39,7 @@ def carry_out(config: Any, entries: Entries, *, title: str, lead: str) -> None:
     if options.dry_run:
         print(forecast([cell.record() for cell in cells], len(options.lrs) * options.seeds))
         return
+    reach(options.scheduler)
     folder = open_folder(config)
     sweep = Sweep(folder.path / "runs.sqlite", options.workers, options.scheduler)
     rows = conduct(cells, options, sweep)

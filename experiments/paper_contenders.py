@@ -1,6 +1,7 @@
 """Who meets under the paper's protocol, by the names that are typed.
 
-A method's `lr` here is what its rate is beside LoRA's under AdamW: a grid of rates is multiplied by it.
+A method's `lr` here is what its rate is beside LoRA's under AdamW: a grid of rates is multiplied by it. The bias of
+`--lora-bias` is trained by LoRA, LoRA+, rsLoRA and the chains; LoRA-FA, DoRA and PiSSA train none.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from experiments.protocol import ProtocolOptions
 from fwlora import At, Decay, Evenly, Flat, GradientAligned, Never, Orthogonal, StepDown
 
 BASELINE = "lora"
-FULL = 0.1  # of LoRA's rate, as the script that the paper follows has it
+FULL = 0.1  # of LoRA's rate, as in the example runs (LoRA 1e-4, full 1e-5) of the code that the paper builds on
 # What ends a sub-layer in OPT, Llama, GPT-2 and BERT.
 SUBLAYERS = ("out_proj", "fc2", "o_proj", "down_proj", "c_proj", "output.dense")
 
@@ -62,7 +63,7 @@ def contenders(options: ProtocolOptions) -> dict[str, Method]:
         **inner,
         "lora+": LoRAPlus("LoRA+", 1.0, rank, alpha=alpha, lora_bias=bias),
         "lora-fa": LoRAFA("LoRA-FA", 1.0, rank, alpha=alpha),
-        "rslora": RsLoRA("rsLoRA", 1.0, rank, alpha=alpha),
+        "rslora": RsLoRA("rsLoRA", 1.0, rank, alpha=alpha, lora_bias=bias),
         "dora": DoRA("DoRA", 1.0, rank, alpha=alpha),
         "pissa": PiSSA("PiSSA", 1.0, rank, alpha=alpha),
         "prefix": PrefixTuning("prefix tuning", 10.0),

@@ -15,13 +15,15 @@ from experiments.accounting.flops import StepCost, cost_of, run_flops
 from experiments.accounting.memory import Bytes, fits, training_bytes
 from experiments.compare import Extent, Run
 from experiments.errors import UsageError
+from experiments.language import loading
 from experiments.language.loading import DTYPES
-from experiments.methods import Method, unavailable
+from experiments.methods import Method, PrefixTuning, unavailable
 from experiments.progress import progress
 from experiments.protocol import ProtocolOptions, resolve
 from experiments.tasks.language.source import Sampling, names
 from experiments.tasks.pretrained import Pretrained
 from experiments.tasks.prompted import problem as prompted
+from fwlora import Evenly
 
 # Where neither data nor tokenizer can be read, a plan has to assume how long a prompt is.
 ASSUMED_LENGTH, ASSUMED_CANDIDATES = 256, 2
@@ -45,7 +47,7 @@ class Reading:
         steps: optimizer steps of a run.
         examples: of the training, each as often as it is seen.
         extent: of all forward passes; an example has a row for each of its candidates.
-        largest: rows and padded length of the largest pass.
+        largest: most rows and longest padded length of a pass.
     """
 
     task: str
@@ -122,7 +124,8 @@ def problem(options: ProtocolOptions, task: str, seed: int) -> Pretrained:
         max_length=options.max_length,
         max_new_tokens=options.max_new_tokens,
         dtype=options.dtype,
-        device=options.device,
+        # A row made on a GPU is not one made on a CPU: the key says which.
+        device=str(loading.device(options.device)),
         targets=options.target_modules,
     )
 
@@ -154,6 +157,8 @@ def plan(options: ProtocolOptions, entries: Entries) -> list[Cell]:
                 if local or not options.dry_run or task not in names():
                     raise
                 reachable = False
+            if found is not None and options.lora_bias:
+                found.start.check_bias(options.target_modules)
             reading = _assumed(options, task) if found is None else _measured(task, found)
             cells += [_cell(options, reading, method, costs) for method in entries(options, reading.steps).values()]
             bar.update()
@@ -161,7 +166,12 @@ def plan(options: ProtocolOptions, entries: Entries) -> list[Cell]:
 
 
 def _cell(options: ProtocolOptions, reading: Reading, method: Method, costs: dict[Any, StepCost]) -> Cell:
-    missing = unavailable(method)
+    knots = getattr(method, "knots", None)
+    if isinstance(knots, Evenly) and knots.links > reading.steps:
+        raise UsageError(f"{method.label} on {reading.task}: a run has {reading.steps} steps; give more, or fewer links.")
+    if max(method.planned_knots(reading.steps), default=0) >= reading.steps:
+        raise UsageError(f"{method.label} on {reading.task}: no step of {reading.steps} follows the last knot; give more.")
+    missing = unavailable(method) or _too_long(reading, method)
     if missing is not None:
         return Cell(reading, method, reason=missing)
 
@@ -181,10 +191,22 @@ def _cell(options: ProtocolOptions, reading: Reading, method: Method, costs: dic
     return Cell(reading, method, cost.parameters, run_flops(method, cost, reading.extent, reading.steps), memory, reason)
 
 
+def _too_long(reading: Reading, method: Method) -> str | None:
+    """A prefix takes places that the model may not have."""
+    prefix = method.virtual_tokens if isinstance(method, PrefixTuning) else 0
+    longest = None if reading.found is None else reading.found.start.longest
+    if longest is None or reading.largest[1] + prefix <= longest:
+        return None
+    rows = f"{prefix} tokens before rows of {reading.largest[1]}"
+    return f"{rows} are more than the {longest} that the model reads; lower --max-length"
+
+
 def _measured(task: str, found: Pretrained) -> Reading:
     order, steps = found.order(0), found.steps
     examples = sum(len(order.rows_of(step)) for step in range(steps))
-    return Reading(task, found, steps, examples, found.extent(0), max(found.shapes(0), key=lambda shape: shape[0] * shape[1]))
+    shapes = list(found.shapes(0))
+    largest = max(rows for rows, _ in shapes), max(length for _, length in shapes)
+    return Reading(task, found, steps, examples, found.extent(0), largest)
 
 
 def _assumed(options: ProtocolOptions, task: str) -> Reading:

@@ -125,8 +125,8 @@ def check(options: ProtocolOptions) -> None:
     for option, values in {"--tasks": options.tasks, "--lrs": options.lrs, "--target-modules": options.target_modules}.items():
         if not values or len(set(values)) < len(values):
             raise UsageError(f"{option} {' '.join(map(str, values))}: give one or more, each once.")
-    positive = {"--lrs": min(options.lrs), "--alpha": options.alpha, "--memory-gb": options.memory_gb}
-    for option, value in positive.items():
+    positive = [*(("--lrs", rate) for rate in options.lrs), ("--alpha", options.alpha), ("--memory-gb", options.memory_gb)]
+    for option, value in positive:
         if value is not None and not 0 < value < float("inf"):
             raise UsageError(f"{option} {value}: give a finite number above 0.")
     if options.link_warmup < 0:

@@ -20,12 +20,15 @@ def prepare(config: Any, least: Mapping[str, int] | None = None, *, hub: bool = 
         hub: whether the study may ask the hub for what it is told to.
 
     Raises:
-        UsageError: a size is too small.
+        UsageError: a size is too small, or the folder is a file.
     """
     for name, value in vars(config).items():
         floor = (least or {}).get(name, 1)
         if isinstance(value, int) and not isinstance(value, bool) and value < floor:
             raise UsageError(f"--{name.replace('_', '-')} {value}: give a number of at least {floor}.")
+    out = getattr(config, "out", None)
+    if out is not None and out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out}: this is a file; give a folder, which is made if it is missing.")
     os.environ.update(HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false")
     if not hub:
         # Whatever would try is to fail at once.

@@ -43,7 +43,7 @@ class Comparison:
     def verdict(self) -> str:
         """What interval and p say: "better", "worse" or "no clear difference"."""
         # Of one comparison by itself, p < 0.05 where the interval has no zero in it; a correction can only raise p.
-        if self.p >= 0.05:
+        if not self.p < 0.05:
             return "no clear difference"
         if self.difference.low > 0:
             return "better" if self.higher_is_better else "worse"

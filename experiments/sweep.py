@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -12,11 +13,13 @@ from typing import Any
 import torch
 
 from experiments.compare import Run, execute
+from experiments.errors import UsageError
 from experiments.progress import progress
 from experiments.records import plain, revision
 from experiments.store import Store
 from experiments.tasks.metric import Metric
 from experiments.workers import spread
+from fwlora.errors import FwloraError
 
 FORMAT = 1  # of a row; raised when rows of before can no longer be compared with new ones
 
@@ -39,7 +42,7 @@ class Sweep:
         """The rows of runs, finished ones from the store.
 
         Args:
-            runs: what to do; the longest first leaves no worker alone with one at the end.
+            runs: what to do, in this order.
             description: of the bar.
 
         Returns:
@@ -85,11 +88,24 @@ def carry_out(work: Work) -> tuple[str, dict[str, Any]]:
 
     Returns:
         Its key and its row; a row with `failed`, the reason, where the device's memory did not suffice.
+
+    Raises:
+        UsageError: its files are others here, or the library refuses the method on this model.
     """
+    # The files may be others on the worker's machine, or have changed since the worker read them.
+    if key(work.run, Identities()) != work.key:
+        raise UsageError(f"{work.run.problem.name}: its files are not the same here as where the sweep was begun; copy them.")
     try:
         row = execute(work.run)
     except torch.OutOfMemoryError as error:
         return work.key, {"failed": str(error).split(". ")[0]}
+    except FwloraError as error:
+        raise UsageError(f"{work.run.method.label}: {' '.join(str(error).split())}") from error
+    finally:
+        # A model lies in cycles with its scheduler: it has to go before the next one comes.
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
     return work.key, plain(row | {"revision": revision()})
 
 

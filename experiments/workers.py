@@ -60,6 +60,20 @@ def spread(
     return [results[number] for number in range(len(items))]
 
 
+def reach(scheduler: str | None) -> None:
+    """Refuses a scheduler that cannot be used, before anything is written.
+
+    Args:
+        scheduler: its address; None is this machine.
+
+    Raises:
+        UsageError: it does not answer, or its workers do not suit.
+    """
+    if scheduler is not None:
+        with _backend(1, scheduler):
+            pass
+
+
 @contextmanager
 def _backend(workers: int, scheduler: str | None) -> Iterator[tuple[str, int]]:
     """Joblib's backend and how many pieces of work it does at a time."""

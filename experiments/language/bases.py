@@ -89,6 +89,20 @@ class Base:
                 )
         return _called(layers, targets[-1])[-1]
 
+    def check_bias(self, targets: tuple[str, ...]) -> None:
+        """Refuses layers that have no bias to train.
+
+        Args:
+            targets: the layers to adapt, by the end of their names.
+
+        Raises:
+            UsageError: one of them has none.
+        """
+        for target in targets:
+            path = _called(self._layers(), target)[-1]
+            if getattr(_skeleton(self).get_submodule(path), "bias", None) is None:
+                raise UsageError(f"--lora-bias: {target} of {self.name} has no bias to train; leave the option out.")
+
     def copy(self, dtype: str, device: str) -> nn.Module:
         """A fresh copy.
 

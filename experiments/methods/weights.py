@@ -10,7 +10,7 @@ from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 
 
-def effective_weights(model: nn.Module) -> dict[str, Tensor]:
+def effective_weights(model: nn.Module, only: str | None = None) -> dict[str, Tensor]:
     """The weight that each linear layer acts with, adapted or not: base plus live factors, in float64, outputs first.
 
     Names are those of the base model, so that the total update of any method is a difference of two such tables. What acts
@@ -18,6 +18,7 @@ def effective_weights(model: nn.Module) -> dict[str, Tensor]:
 
     Args:
         model: with whatever a method put into it.
+        only: the one layer to look at, where copies of all would not fit beside the model; None for all.
 
     Returns:
         Weights by name.
@@ -26,6 +27,8 @@ def effective_weights(model: nn.Module) -> dict[str, Tensor]:
         model = model.get_base_model()
     weights = {}
     for name, module in model.named_modules():
+        if only not in {None, name}:
+            continue
         if isinstance(module, LoraLinear):
             base = module.get_base_layer()
             weights[name] = _outputs_first(base, _adapted(module, cast(Tensor, base.weight).detach().double()))

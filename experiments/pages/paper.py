@@ -31,14 +31,19 @@ def build(folder: RunFolder, title: str, lead: str) -> Page:
     page.table(results.overview())
     page.heading("Where a chain helps, and where it does not")
     page.findings(findings(results))
-    page.figure(
-        "values",
-        plots.bars(
-            {task: {method: at.values(method) for method in at.rows} for task, at in results.tasks.items()},
-            ylabel=" / ".join(dict.fromkeys(at.metric.name for at in results.tasks.values())),
-        ),
-        "Test means with their 95% intervals over seeds.",
-    )  # fmt: skip
+    if results.tasks:
+        page.figure(
+            "values",
+            plots.bars(
+                {task: {method: at.values(method) for method in at.rows} for task, at in results.tasks.items()},
+                ylabel=" / ".join(dict.fromkeys(at.metric.name for at in results.tasks.values())),
+            ),
+            "Test means with their 95% intervals over seeds; intervals of few seeds may leave the axes.",
+        )  # fmt: skip
+    page.paragraph(
+        "A star marks a rate at the edge of those tried. The t-tests' p are corrected by Holm for all methods and tasks, "
+        f"Wilcoxon's are not. Runs were made at revision {', '.join(results.revisions) or 'unknown'}."
+    )
     for task, standings in results.tasks.items():
         page.heading(task)
         page.table(table(task, standings, results.tests))
@@ -93,9 +98,10 @@ def setting(options: Mapping[str, Any], results: Results) -> str:
     length = f"{steps[0]}" if len(steps) == 1 else f"{steps[0]} to {steps[-1]}"
     rates = ", ".join(f"{rate:g}" for rate in options["lrs"])
     model, layers = options["model"].rsplit("/", 1)[-1], ", ".join(options["target_modules"])
+    small = "; CB and WSC have samples of their own" if {"CB", "WSC"} & set(options["tasks"]) else ""
     return (
-        f"{model}, {options['dtype']}: {train} training, {dev} validation and {test} test examples, as far as a task has them; "
-        f"{length} steps of {options['batch_size']} examples; rank {options['rank']} and alpha {options['alpha']:g} on "
+        f"{model}, {options['dtype']}: {train} training, {dev} validation and {test} test examples, as far as a task has "
+        f"them{small}; {length} steps of {options['batch_size']}; rank {options['rank']} and alpha {options['alpha']:g} on "
         f"{layers}; {options['seeds']} seeds, each with its own sample and order, the same for every method. Rates: {rates} "
         "(for full fine-tuning and some others a fixed multiple); the one with the best validation mean is taken, and the test "
         "reported at that rate. Where there is one rate there was no choice."

@@ -38,6 +38,12 @@ class Results:
         return [cell for cell in self.plan if cell["reason"] is not None]
 
     @property
+    def revisions(self) -> list[str]:
+        """Of the code, in which the runs were made."""
+        rows = [row for standings in self.tasks.values() for runs in standings.rows.values() for row in runs]
+        return sorted({row["revision"] for row in rows if row["revision"]})
+
+    @property
     def commonest(self) -> dict[str, list[float]]:
         """By task, the accuracy of always giving the test's commonest answer, a value a seed."""
         found = {}
@@ -86,7 +92,7 @@ def collect(folder: RunFolder) -> Results:
             found[row["task"]].setdefault(row["label"], []).append(row)
     tasks = {}
     for task, methods in found.items():
-        standings = Standings()
+        standings = Standings(baseline=next(cell["method"] for cell in plan if cell["task"] == task))
         for cell in plan:
             rows = methods.get(cell["method"])
             if cell["task"] == task and rows and cell["reason"] is None:

@@ -23,15 +23,17 @@ class Standings:
     Attributes:
         rows: by the methods' labels.
         choices: each method's learning rate with the scores that it was chosen by.
+        baseline: what the others are to be compared with; without its rows there are no comparisons. None for the first method.
     """
 
     rows: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     choices: dict[str, Choice] = field(default_factory=dict)
+    baseline: str | None = None
 
     @property
     def reference(self) -> str:
-        """What the others are compared with."""
-        return next(iter(self.rows))
+        """What the others are compared with; where it has no rows, whatever comes first stands for it in figures."""
+        return self.baseline if self.baseline in self.rows else next(iter(self.rows))
 
     @property
     def metric(self) -> Metric:
@@ -81,6 +83,8 @@ def tests(problems: Mapping[str, Standings]) -> dict[tuple[str, str], Test]:
     """
     pairs, made = [], []
     for name, standings in problems.items():
+        if standings.baseline not in {None, *standings.rows}:
+            continue
         control = standings.values(standings.reference)
         for method in standings.rows:
             values = standings.values(method)

@@ -46,7 +46,8 @@ def versus(treatment: str, control: str, comparison: Comparison, metric: Metric)
         + f", p {_bounded(comparison.p)}, better on {comparison.wins} of {comparison.seeds} seeds"
     )
     if math.isnan(comparison.p):
-        evidence = f"{signed(comparison.difference, metric)} {metric.unit}".strip() + ", too few seeds for a test"
+        why = "too few seeds for a test" if comparison.seeds < 2 else "the same on every seed, so that there is no test"
+        evidence = f"{signed(comparison.difference, metric)} {metric.unit}".strip() + f", {why}"
     if comparison.verdict == "no clear difference":
         return f"{treatment} shows no clear difference from {control} ({evidence})."
     return f"{treatment} is {comparison.verdict} than {control} ({evidence})."

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from experiments.tuning import Choice
 
 # A link that probes takes two steps for it, and a run of three links needs some beside them.
-LEAST = {"extensions": 0, "steps": 15}
+LEAST = {"extensions": 0, "steps": 15, "max_length": 2}
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,12 @@ def run(config: Config) -> None:
     from experiments.store import Store
     from experiments.sweep import Sweep
     from experiments.tasks.adaptation import Adaptation
+    from experiments.workers import reach
 
     if not config.model.is_dir():
         raise UsageError(f"--model {config.model}: there is no such folder; give one that `save_pretrained` has written.")
+    if not config.target_modules:
+        raise UsageError("--target-modules: give the names of layers to adapt, such as q_proj v_proj.")
     problem = Adaptation(
         str(config.model),
         str(config.text),
@@ -97,6 +100,7 @@ def run(config: Config) -> None:
     )
     _ = problem.rows("train"), problem.watched  # a wrong file is told of before a folder is made
     contest = Contest(problem, contenders(config.rank))
+    reach(config.scheduler)
     folder = open_folder(config)
     sweep = Sweep(folder.path / "runs.sqlite", config.workers, config.scheduler)
     choices = choose_rates(contest, sweep, config)

@@ -14,6 +14,7 @@ import torch
 from experiments.__main__ import main
 from experiments.errors import UsageError
 from experiments.pages.paper_results import choose, collect
+from experiments.pages.standings import Standings, tests
 from experiments.paper import carry_out
 from experiments.paper_contenders import chains, chosen, contenders, step_downs
 from experiments.planning import plan
@@ -181,6 +182,13 @@ def test_diverged_run_has_no_verdict():
         (["--tasks", "rte"], "did you mean RTE"),
         (["--tasks", "WiC"], "WiC"),
         (["--lrs", "0"], "--lrs 0.0: give a finite number above 0"),
+        (["--lrs", "1e-3", "nan"], "--lrs nan: give a finite number above 0"),
+        (["--tasks", "RTE", "--lora-bias"], "--lora-bias: q_proj of"),
+        (
+            ["--tasks", "RTE", "--links", "7", "--max-steps", "6"],
+            "chain of 7 on RTE: a run has 6 steps; give more, or fewer links",
+        ),
+        (["--tasks", "RTE", "--scheduler", "nowhere"], "--scheduler nowhere: no Dask scheduler answers"),
         (["--methods", "lora", "chian"], "--methods chian: choose from lora, chain"),
         (["--examples", "0", "1", "1"], "--examples 0: give a number of at least 1"),
         (["--tasks", "RTE", "--examples", "41", "1", "1"], "--examples"),
@@ -203,6 +211,39 @@ def test_bad_option_is_one_line_and_nothing_is_written(arguments, words, command
     assert error.startswith("error: ")
     assert words in error
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.filterwarnings("ignore::fwlora.errors.ShortLinkWarning")
+def test_study_whose_every_cell_is_left_out_still_has_its_page(command, tmp_path, capsys):
+    assert main([*command, "--tasks", "RTE", "--memory-gb", "1e-6"]) == 0
+    assert (tmp_path / "out" / "README.md").read_text().count("on RTE: needs") == 3
+    assert "there is no chain among the runs" in capsys.readouterr().out
+
+
+def test_without_lora_there_are_no_comparisons():
+    """What comes first in its stead is not called LoRA's."""
+    row = {"seed": 0, "value": 50.0, "metric": {"name": "accuracy", "unit": "", "higher_is_better": True, "digits": 2}}
+    standings = Standings({"chain of 3": [row], "full fine-tuning": [row]}, baseline="LoRA")
+    assert tests({"RTE": standings}) == {}
+    standings.rows["LoRA"] = [row]
+    assert set(tests({"RTE": standings})) == {("RTE", "chain of 3"), ("RTE", "full fine-tuning")}
+    assert standings.reference == "LoRA"
+
+
+def test_prefix_that_leaves_rows_no_room_is_a_cell_with_its_reason(options):
+    """20 virtual tokens before rows of up to the model's 32."""
+    (_, prefix) = plan(options, lambda o, _: chosen(contenders(o), ("prefix",), "--methods"))
+    assert prefix.reason is not None
+    assert re.fullmatch(
+        r"20 tokens before rows of \d+ are more than the 32 that the model reads; lower --max-length", prefix.reason
+    )
+
+
+def test_folder_that_is_a_file_is_refused_before_anything_is_read(command, tmp_path, capsys):
+    (tmp_path / "out").write_text("mine")
+    assert main(command) == 2
+    assert "this is a file; give a folder" in capsys.readouterr().err
+    assert (tmp_path / "out").read_text() == "mine"
 
 
 @pytest.mark.parametrize(

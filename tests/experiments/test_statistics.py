@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from experiments.pages.wording import versus
 from experiments.statistics import Interval, bootstrap, compare, interval, wilcoxon
+from experiments.tasks.metric import ACCURACY
 
 VALUES = st.lists(st.floats(-100, 100), min_size=3, max_size=12)
 
@@ -69,6 +71,10 @@ def test_pairs_that_differ_by_rounding_alone_have_no_p_value():
     treatment = [value + 1.0 for value in control]
     assert math.isnan(compare(treatment, control).p)
     assert compare([value + 0.1 * n for n, value in enumerate(control)], control).p > 0
+    # Nor a verdict: without a test there is nothing to say.
+    same = compare([50.5] * 8, [50.0] * 8)
+    assert same.verdict == "no clear difference"
+    assert "the same on every seed" in versus("chain", "LoRA", same, ACCURACY)
 
 
 def test_wilcoxon_is_the_exact_signed_rank_test():

@@ -19,7 +19,7 @@ from experiments.compare import Run, execute
 from experiments.errors import UsageError
 from experiments.methods import ChainOfLoRA, FullFineTuning, LoRA
 from experiments.store import Store
-from experiments.sweep import Identities, Sweep, describe, key
+from experiments.sweep import Identities, Sweep, Work, carry_out, describe, key
 from experiments.tasks.adaptation import Adaptation
 from experiments.tasks.regression import Regression
 from fwlora import At, Evenly, Every, StepDown
@@ -134,6 +134,15 @@ def test_key_follows_the_contents_of_the_files_and_not_their_place(tiny_model, j
     assert keyed(replace(problem, text=str(moved / "text.jsonl"))) == before
     text.write_text(text.read_text() + json.dumps({"text": "a dog sat"}) + "\n")
     assert keyed(problem) != before
+
+
+def test_worker_refuses_files_that_are_others_than_those_of_the_sweep(tiny_model, jsonl, sentences):
+    text = jsonl("text.jsonl", [{"text": sentence} for sentence in sentences])
+    run = Run(Adaptation(str(tiny_model), str(text), steps=1, held_out=2), RUNS[0].method, 0)
+    begun = key(run, Identities())
+    text.write_text(text.read_text() + json.dumps({"text": "a dog sat"}) + "\n")
+    with pytest.raises(UsageError, match="its files are not the same here"):
+        carry_out(Work(begun, run))
 
 
 def test_description_names_classes_and_refuses_what_it_cannot_tell_apart():

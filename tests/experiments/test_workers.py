@@ -30,7 +30,9 @@ def fail(item: int) -> int:
 def cluster() -> Iterator:
     """A scheduler with two worker processes of one thread."""
     distributed = pytest.importorskip("distributed", reason="the experiments group is not installed")
-    with distributed.LocalCluster(2, threads_per_worker=1, processes=True, dashboard_address=":0", silence_logs=50) as made:
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0", silence_logs=50
+    ) as made:
         yield made
 
 
@@ -81,12 +83,14 @@ def test_scheduler_that_is_none_is_told_in_one_line():
 def test_cluster_without_workers_or_with_threads_is_refused():
     distributed = pytest.importorskip("distributed", reason="the experiments group is not installed")
     with (
-        distributed.LocalCluster(0, dashboard_address=":0", silence_logs=50) as empty,
+        distributed.LocalCluster(n_workers=0, dashboard_address=":0", silence_logs=50) as empty,
         pytest.raises(UsageError, match="it has no workers"),
     ):
         spread(process, [0], workers=1, on_done=lambda result: None, scheduler=empty.scheduler_address)
     with (
-        distributed.LocalCluster(1, threads_per_worker=2, processes=False, dashboard_address=":0", silence_logs=50) as threads,
+        distributed.LocalCluster(
+            n_workers=1, threads_per_worker=2, processes=False, dashboard_address=":0", silence_logs=50
+        ) as threads,
         pytest.raises(UsageError, match="a worker has 2 threads; start workers with --nthreads 1"),
     ):
         spread(process, [0], workers=1, on_done=lambda result: None, scheduler=threads.scheduler_address)
