@@ -13,8 +13,8 @@ import torch
 
 from experiments.__main__ import main
 from experiments.errors import UsageError
+from experiments.pages import standings as pages_standings
 from experiments.pages.paper_results import choose, collect
-from experiments.pages.standings import Standings, tests
 from experiments.paper import carry_out
 from experiments.paper_contenders import chains, chosen, contenders, step_downs
 from experiments.planning import plan
@@ -223,11 +223,11 @@ def test_study_whose_every_cell_is_left_out_still_has_its_page(command, tmp_path
 def test_without_lora_there_are_no_comparisons():
     """What comes first in its stead is not called LoRA's."""
     row = {"seed": 0, "value": 50.0, "metric": {"name": "accuracy", "unit": "", "higher_is_better": True, "digits": 2}}
-    standings = Standings({"chain of 3": [row], "full fine-tuning": [row]}, baseline="LoRA")
-    assert tests({"RTE": standings}) == {}
-    standings.rows["LoRA"] = [row]
-    assert set(tests({"RTE": standings})) == {("RTE", "chain of 3"), ("RTE", "full fine-tuning")}
-    assert standings.reference == "LoRA"
+    found = pages_standings.Standings({"chain of 3": [row], "full fine-tuning": [row]}, baseline="LoRA")
+    assert pages_standings.tests({"RTE": found}) == {}
+    found.rows["LoRA"] = [row]
+    assert set(pages_standings.tests({"RTE": found})) == {("RTE", "chain of 3"), ("RTE", "full fine-tuning")}
+    assert found.reference == "LoRA"
 
 
 def test_prefix_that_leaves_rows_no_room_is_a_cell_with_its_reason(options):

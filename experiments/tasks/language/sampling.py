@@ -46,9 +46,9 @@ def allot(task: str, sampling: Sampling, *, train: int, validation: int, seed: i
 
     Either split is permuted once by the seed. Training takes the first examples of the train split's permutation, dev the last,
     and test the first of the validation split's: no example is in two parts, and as long as the train split has enough for
-    both, only the train part depends on how much is trained on. Where the train split cannot give dev, the validation split does,
-    from the end of its permutation, and the test keeps what is left: a train split of BoolQ that was cut to 1,061 still gives
-    1,000 / 500 / 1,000.
+    both, only the train part depends on how much is trained on. Where the train split cannot give dev, the validation split
+    does, from the end of its permutation, and the test keeps what is left: a train split of BoolQ that was cut to 1,061 still
+    gives 1,000 / 500 / 1,000.
 
     Args:
         task: its name, for messages.
