@@ -101,8 +101,8 @@ def setting(options: Mapping[str, Any], results: Results) -> str:
     small = "; CB and WSC have samples of their own" if {"CB", "WSC"} & set(options["tasks"]) else ""
     return (
         f"{model}, {options['dtype']}: {train} training, {dev} validation and {test} test examples, as far as a task has "
-        f"them{small}; {length} steps of {options['batch_size']} examples; rank {options['rank']}, alpha {options['alpha']:g} on "
-        f"{layers}; {options['seeds']} seeds, each with its own sample and order, the same for every method. Rates: {rates} "
+        f"them{small}; {length} steps of {options['batch_size']} examples; rank {options['rank']}, alpha {options['alpha']:g} "
+        f"on {layers}; {options['seeds']} seeds, each with its own sample and order, the same for every method. Rates: {rates} "
         "(for full fine-tuning and some others a fixed multiple); the one with the best validation mean is taken, and the test "
         "reported at that rate. Where there is one rate there was no choice."
     )
