@@ -207,7 +207,7 @@ def test_bad_option_is_one_line_and_nothing_is_written(arguments, words, command
     gone = "experiments.language.loading._hub_config"
     monkeypatch.setattr(gone, lambda model: UsageError(f"--model {model}: the hub cannot be reached."))
     assert main([*command, *arguments]) == 2
-    (error,) = [line for line in capsys.readouterr().err.splitlines() if line and "task/s" not in line]
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if line and not line.startswith("plan:")]
     assert error.startswith("error: ")
     assert words in error
     assert not (tmp_path / "out").exists()
@@ -267,7 +267,7 @@ def test_bad_data_are_one_line_with_their_place_and_nothing_is_written(rows, wor
         write(file, rows)
     assert main([*command, "--tasks", "RTE"]) == 2
     # Beside it there may be the plan's bar.
-    (error,) = [line for line in capsys.readouterr().err.splitlines() if line and "task/s" not in line]
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if line and not line.startswith("plan:")]
     assert error.startswith("error: ")
     assert words in error
     assert not (tmp_path / "out").exists()
