@@ -76,10 +76,12 @@ def run(config: Config) -> None:
     from experiments.image_contenders import contests
     from experiments.pages import non_transformer as page
     from experiments.sweep import Sweep
+    from experiments.workers import reach
 
     unknown = [problem for problem in config.problems if problem not in page.TITLES]
     if unknown or not config.problems:
         raise UsageError(f"--problems {' '.join(unknown)}: choose from {', '.join(page.TITLES)}.")
+    reach(config.scheduler)
     folder = open_folder(config)
     every = contests(config.epochs, config.seeds)
     meetings = {problem: contest for problem, contest in every.items() if problem in config.problems}
