@@ -152,5 +152,5 @@ def sentences(
 
 
 def untestable(found: Mapping[tuple[str, str], Test]) -> bool:
-    """Whether there are too few seeds for any test."""
+    """Whether no test can be made: of single seeds, or of differences that are all the same."""
     return all(math.isnan(test.comparison.p) for test in found.values())

@@ -167,8 +167,8 @@ def plan_of(command) -> tuple[float, float]:
     return lora.memory.total, full.memory.total
 
 
-def test_diverged_run_has_no_verdict():
-    """Nan on validation is the worst there is, and the page holds."""
+def test_rate_at_which_training_came_to_nothing_is_not_chosen():
+    """nan on validation is the worst there is."""
     rows = [
         {"lr": lr, "validation": value, "metric": {"higher_is_better": True}} for lr, value in ((1e-3, 50.0), (1e-1, math.nan))
     ]  # fmt: skip
