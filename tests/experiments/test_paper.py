@@ -168,7 +168,7 @@ def plan_of(command) -> tuple[float, float]:
 
 
 def test_rate_at_which_training_came_to_nothing_is_not_chosen():
-    """nan on validation is the worst there is."""
+    """A validation score of nan is the worst there is."""
     rows = [
         {"lr": lr, "validation": value, "metric": {"higher_is_better": True}} for lr, value in ((1e-3, 50.0), (1e-1, math.nan))
     ]  # fmt: skip
