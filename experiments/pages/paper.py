@@ -81,7 +81,7 @@ def findings(results: Results) -> list[str]:
         for task in results.unlearned
     ]
     if untestable(results.tests):
-        few = f"Chains against LoRA: no test can be made of {total} comparisons, for too few or too equal seeds; the means prove nothing."
+        few = f"Chains against LoRA: too few seeds, or too equal ones, to test {total} comparisons; the means prove nothing."
         return [few, *nothing]
     counted = {verdict: len(found) for verdict, found in said.items()}
     summary = (
