@@ -7,13 +7,17 @@ export OMP_NUM_THREADS := 1
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-long lint clean
 
 demo: $(STAMP)
 	$(PY) -m experiments demo
 
 test: lint
 	$(PY) -m pytest -q -n 2 --dist worksteal
+
+# What takes minutes, such as torch.compile with its own compiler.
+test-long: $(STAMP)
+	$(PY) -m pytest -q -m long
 
 lint: $(STAMP)
 	$(PY) -m ruff format --check .

@@ -16,6 +16,7 @@ from fwlora.rules import AllSites as AllSites
 from fwlora.rules import At as At
 from fwlora.rules import Ball as Ball
 from fwlora.rules import BlockRule as BlockRule
+from fwlora.rules import Blocks as Blocks
 from fwlora.rules import Centred as Centred
 from fwlora.rules import Coefficients as Coefficients
 from fwlora.rules import Constant as Constant

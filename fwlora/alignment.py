@@ -6,7 +6,7 @@ step takes them away, so that the inner optimizer moves nothing of the link, and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,7 +34,7 @@ class Alignment:
 
     Args:
         rule: how many steps, and what to make of the directions.
-        sites: of the model.
+        sites: of the model; those that rest are left alone.
         draw: the reset's draw for the live link of a site.
 
     Attributes:
@@ -42,7 +42,7 @@ class Alignment:
     """
 
     def __init__(self, rule: ResetRule, sites: Mapping[str, Site], draw: Callable[[Site], Tensor]) -> None:
-        self._rule, self._sites, self._draw = rule, sites, draw
+        self._rule, self._all, self._draw = rule, sites, draw
         self._done: int | None = None
         self._sums: dict[str, Tensor] = {}
         self._muted: Muted | None = None
@@ -97,18 +97,28 @@ class Alignment:
         """The phase as tensors and plain data; None where there is nothing to keep."""
         if self._done is None and not self.fallbacks:
             return None
-        return {"of": self._rule.probes, "done": self._done, "sums": dict(self._sums), "fallbacks": dict(self.fallbacks)}
+        phase = {"of": self._rule.probes, "done": self._done, "sums": dict(self._sums), "fallbacks": dict(self.fallbacks)}
+        return phase | {"sites": list(self._sites)}
 
-    def check(self, document: Mapping[str, Any] | None) -> None:
-        """Refuse a phase that another rule began.
+    def check(self, document: Mapping[str, Any] | None, active: Collection[str]) -> None:
+        """Refuse a phase that another rule began, or at other sites.
 
         Args:
             document: of a state.
+            active: names of the sites that take part in the state's live link.
 
         Raises:
-            StateError: when its number of steps is not this rule's.
+            StateError: when its number of steps is not this rule's, or its sites are others.
         """
-        if document is not None and document["done"] is not None and document["of"] != self._rule.probes:
+        if document is None or document["done"] is None:
+            return
+        # Before sites could rest, all were looked at and none was named.
+        if set(document.get("sites", self._all)) != set(active):
+            raise StateError(
+                f"The state was saved within the {document['of']} steps that align a link, at other sites than those that "
+                "learn here; give the same `blocks=` as when the state was made."
+            )
+        if document["of"] != self._rule.probes:
             raise StateError(
                 f"The state was saved within the {document['of']} steps that align a link, and `reset={self._rule}` has "
                 f"{self._rule.probes}; give the same `reset=` as when the state was made."
@@ -120,10 +130,14 @@ class Alignment:
         self.fallbacks = {} if document is None else dict(document["fallbacks"])
         if document is not None and document["done"] is not None:
             self._done = int(document["done"])
-            self._sums = {name: value.to(self._sites[name].A.device) for name, value in document["sums"].items()}
+            self._sums = {name: value.to(self._all[name].A.device) for name, value in document["sums"].items()}
             self._muted = Muted(self._sites.values())
             if self._done >= self._turn:
                 self._thaw()
+
+    @property
+    def _sites(self) -> dict[str, Site]:
+        return {name: site for name, site in self._all.items() if not site.rests}
 
     @property
     def _turn(self) -> int:
@@ -153,7 +167,7 @@ class Alignment:
             }
             with sigint_waits():
                 for name, Q in bases.items():
-                    Side(self._sites[name], self._sites[name].zeroed).point(Q)
+                    Side(self._all[name], self._all[name].zeroed).point(Q)
                 self._done, self._sums, self.fallbacks = done, {}, fallbacks
                 self._thaw()
             return

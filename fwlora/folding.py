@@ -10,7 +10,7 @@ import torch
 from fwlora import distributed
 from fwlora.errors import KnotError
 from fwlora.layers.sites import Site
-from fwlora.linalg import Factors
+from fwlora.linalg import Factors, product_norms
 from fwlora.record.chain import Chain, combine
 from fwlora.rules import Ball, Coefficients, MergeRule, Retiring
 
@@ -25,11 +25,13 @@ class Plan(NamedTuple):
         coefficients: by which earlier links shrink and the new one is scaled, at each site.
         norms: of the new sum at each site, in the rule's set; empty without one.
         eta: the step size; None where earlier links do not shrink.
+        link_norms: Frobenius norm of the live link at each site.
     """
 
     coefficients: Mapping[str, Coefficients]
     norms: dict[str, float]
     eta: float | None
+    link_norms: dict[str, float]
 
 
 def plan(rule: MergeRule, sites: Mapping[str, Site], chain: Chain, gap: float | None) -> Plan:
@@ -48,10 +50,10 @@ def plan(rule: MergeRule, sites: Mapping[str, Site], chain: Chain, gap: float | 
         KnotError: for a plan that leaves the set; nothing was changed.
     """
     links = {name: site.live() for name, site in sites.items()}
+    link_norms = product_norms(links)
     ball = rule.ball
     if ball is None:
-        norms = {name: link.norm() for name, link in links.items()}
-        return Plan(rule.plan(Retiring(len(chain), norms)), {}, None)
+        return Plan(rule.plan(Retiring(len(chain), link_norms)), {}, None, link_norms)
 
     norms = {name: ball.norm(link.spectrum()) for name, link in links.items()}
     sums = {name: chain.stacked(name) for name in links}
@@ -68,7 +70,7 @@ def plan(rule: MergeRule, sites: Mapping[str, Site], chain: Chain, gap: float | 
                 f"`merge={rule}`: after this knot the sum of the links at {name!r} has norm {after[name]:.6g}, outside the "
                 "set. The chain so far was made in a larger set, or by another rule: give the one that it was made with."
             )
-    return Plan(coefficients, after, rule.eta(facts))
+    return Plan(coefficients, after, rule.eta(facts), link_norms)
 
 
 def _from_first(coefficients: Mapping[str, Coefficients]) -> dict[str, Coefficients]:

@@ -26,6 +26,7 @@ from fwlora.record.fingerprint import Fingerprint
 from fwlora.record.ledger import KnotRecord, Ledger
 from fwlora.record.state import KNOT, STEP
 from fwlora.rules import Progress, ResetRule
+from fwlora.turns import Turns
 
 
 class ChainHolder(DelegatingOptimizer):
@@ -35,6 +36,7 @@ class ChainHolder(DelegatingOptimizer):
         inner: the optimizer that takes the steps.
         attachment: the model's sites.
         course: counters and observations.
+        turns: which sites rest.
         reset: where a fresh link starts from.
         seed: of the draws.
         chain_dir: where to keep the links; None keeps them on the CPU.
@@ -45,6 +47,7 @@ class ChainHolder(DelegatingOptimizer):
         inner: Optimizer,
         attachment: Attachment,
         course: Course,
+        turns: Turns,
         reset: ResetRule,
         *,
         seed: int,
@@ -54,6 +57,8 @@ class ChainHolder(DelegatingOptimizer):
         self.seed = seed
         self._attachment = attachment
         self._course = course
+        self._turns = turns
+        turns.begin(0)
         self.reset = reset
         self._alignment = Alignment(reset, attachment.sites, self._draw_live)
         self._chain = Chain(chain_dir)
@@ -78,7 +83,7 @@ class ChainHolder(DelegatingOptimizer):
         """Reset every site to the fresh factors of the link of this index, and look for its directions where the rule does."""
         for site in self._sites.values():
             site.reset_(self._draw(site, index).to(site.drawn))
-        self._alignment.begin()
+        self._begin_link(index)
 
     @property
     def progress(self) -> Progress:
@@ -174,6 +179,17 @@ class ChainHolder(DelegatingOptimizer):
         if self._originals is None or not len(self._chain):
             self._originals = restore.marks(self._attachment.sites)
         return self._originals
+
+    def _begin_link(self, index: int) -> None:
+        """All sites are drawn: the link of this index begins at those whose turn it is."""
+        self._take_turns(index)
+        self._alignment.begin()
+
+    def _take_turns(self, index: int) -> None:
+        """Wake the sites of the link of this index; the inner optimizer holds nothing for the others."""
+        self._turns.begin(index)
+        for parameter in self._turns.resting_parameters():
+            self.state.pop(parameter, None)
 
     @property
     def _sites(self) -> dict[str, Site]:

@@ -8,6 +8,7 @@ The inner optimizer's per-parameter state is its own: nothing of ours is ever wr
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fwlora.errors import ArgumentError, DisconnectedParametersError, NoGradientError
+from fwlora.linalg import extremes
 
 # Optimizers for which zeroing every state tensor in place is the same as never having stepped, bit for bit. For the others
 # (NAdam's mu_product starts at 1, Rprop's step size at lr, ...) the state is dropped and they build it anew.
@@ -30,6 +32,10 @@ _ZEROED_IS_FRESH: tuple[type[Optimizer], ...] = (
     torch.optim.Adafactor,
     torch.optim.Muon,
 )
+# torch has a fused kernel of these, which steps all parameters at once, and does not choose it by itself.
+_FUSED_BY_DEFAULT = (torch.optim.Adam, torch.optim.AdamW)
+# Options by which a user says how to step.
+_CHOICES = frozenset({"fused", "foreach", "capturable", "differentiable"})
 # Attributes that others hang on the instance (schedulers and accelerate patch `step`) or that hold unpicklable callbacks.
 _TRANSIENT = frozenset({
     "step", "_opt_called", "_knot_hooks", "_at_knots",
@@ -114,28 +120,58 @@ class DelegatingOptimizer(Optimizer):
 
     def forget(self, parameters: Iterable[Tensor]) -> None:
         """Make the inner optimizer treat these parameters as never stepped: moments, and Adam's `step` with them."""
-        in_place = type(self.inner) in _ZEROED_IS_FRESH or (
-            type(self.inner) is torch.optim.SGD and all(group["dampening"] == 0 for group in self.param_groups)
-        )
         for parameter in parameters:
-            if not in_place:
+            if not self._zeroed_is_fresh:
                 self.state.pop(parameter, None)
                 continue
             for value in self.state.get(parameter, {}).values():
                 if isinstance(value, Tensor):
                     value.zero_()
 
+    def blank_states(self, parameters: Iterable[Tensor]) -> dict[int, dict[str, Any]]:
+        """States of zeros, by torch's numbers, for those of the parameters that have none and would be served as well by one.
+
+        Args:
+            parameters: of the groups.
+
+        Returns:
+            Entries for a state document, shaped after the states that others of the group have.
+        """
+        wanted = {id(parameter) for parameter in parameters if not self.state.get(parameter)}
+        numbers = {id(parameter): number for number, parameter in enumerate(self.parameters())}
+        blank = {}
+        for group in self.param_groups if self._zeroed_is_fresh else ():
+            models = {p.ndim: p for p in group["params"] if self.state.get(p)}
+            for parameter in group["params"]:
+                if id(parameter) in wanted and parameter.ndim in models:
+                    model = models[parameter.ndim]
+                    blank[numbers[id(parameter)]] = {
+                        key: _zeros_alike(value, model, parameter) for key, value in self.state[model].items()
+                    }
+        return blank
+
+    @property
+    def _zeroed_is_fresh(self) -> bool:
+        return type(self.inner) in _ZEROED_IS_FRESH or (
+            type(self.inner) is torch.optim.SGD and all(group["dampening"] == 0 for group in self.param_groups)
+        )
+
     def remembers(self, parameters: Iterable[Tensor]) -> bool:
         """Whether a non-zero state tensor is left for any of these parameters."""
-        return any(
-            bool(value.any())
-            for parameter in parameters
-            for value in self.state.get(parameter, {}).values()
-            if isinstance(value, Tensor)
-        )
+        states = (self.state.get(parameter, {}) for parameter in parameters)
+        tensors = [value for state in states for value in state.values() if isinstance(value, Tensor)]
+        return any(ends != (0, 0) for ends in extremes(tensors))
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in _TRANSIENT}
+
+
+def _zeros_alike(value: Any, model: Tensor, parameter: Tensor) -> Any:
+    """Zeros that are to a parameter what `value` is to a model of as many axes."""
+    if not isinstance(value, Tensor) or value.ndim != model.ndim:
+        return torch.zeros_like(value) if isinstance(value, Tensor) else value
+    sizes = zip(value.shape, model.shape, parameter.shape, strict=True)
+    return value.new_zeros([wanted if size == of_model else size for size, of_model, wanted in sizes])
 
 
 def groups_by_role(
@@ -206,10 +242,28 @@ def build_inner(
                     f"`{option}=` is an option neither of ChainLoRAOptimizer nor of its inner {name}"
                     + (f"; did you mean `{guess[0]}=`?" if guess else ".")
                 )
+    if factory in _FUSED_BY_DEFAULT and not _CHOICES & options.keys() and _all_fusible(factory, groups):
+        options = {**options, "fused": True}
     try:
         return factory(groups, **options)
     except (ValueError, TypeError) as error:
         raise ArgumentError(f"`inner={name}` refused its options {sorted(options)}: {error}") from error
+
+
+def _all_fusible(factory: Callable[..., Optimizer], groups: Iterable[dict[str, Any]]) -> bool:
+    return all(_is_fusible(factory, *kind) for kind in {(p.device, p.dtype) for group in groups for p in group["params"]})
+
+
+@functools.cache
+def _is_fusible(factory: Callable[..., Optimizer], device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether torch has the kernel, found out by a step: which devices have one is nowhere told in public."""
+    parameter = torch.zeros(1, device=device, dtype=dtype, requires_grad=True)
+    parameter.grad = torch.zeros_like(parameter)
+    try:
+        factory([parameter], fused=True).step()
+    except (RuntimeError, NotImplementedError):
+        return False
+    return True
 
 
 def check_muon(inner: object, sites: Iterable[tuple[str, bool, list[nn.Parameter]]]) -> None:

@@ -6,6 +6,7 @@ function; a knot that an exception cut off is gone on with, never begun anew, fo
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -19,7 +20,7 @@ from fwlora.inner import DelegatingOptimizer
 from fwlora.interrupts import sigint_waits
 from fwlora.layers.rounding import RowMerge
 from fwlora.layers.sites import Site, first_nonfinite
-from fwlora.linalg import Factors
+from fwlora.linalg import Factors, extremes, read
 from fwlora.record.chain import Link, update
 from fwlora.record.fingerprint import fingerprint
 from fwlora.record.ledger import KnotRecord
@@ -34,6 +35,7 @@ class Knot:
         step: optimizer steps taken.
         link_steps: steps of the link that is retired.
         coefficients: by which earlier links shrink and the new one is scaled at each site, by the merge rule.
+        norms: of the live link at each site.
         earlier: the links before, read where they shrink.
         facts: further fields of the record, known before the knot begins.
     """
@@ -44,16 +46,18 @@ class Knot:
         step: int,
         link_steps: int,
         coefficients: Mapping[str, Coefficients],
+        norms: Mapping[str, float],
         earlier: Sequence[Link],
         facts: Mapping[str, Any],
     ) -> None:
         self.index, self.step, self.link_steps = index, step, link_steps
-        self._coefficients, self._earlier, self._facts = coefficients, earlier, facts
+        self._coefficients, self._norms, self._earlier, self._facts = coefficients, norms, earlier, facts
         self._began = time.perf_counter()
         self._retired: dict[str, Factors] = {}
         self._merging: dict[str, list[RowMerge]] = {}
-        self._norms: dict[str, float] = {}
-        self._changes: dict[str, float] = {}
+        self._sizes: dict[str, float] = {}
+        self._sums: dict[str, Tensor] = {}
+        self._with_feedback: set[str] = set()
         self._gains: dict[str, float | None] = {}
         self._relative: dict[str, float] = {}
 
@@ -66,11 +70,15 @@ class Knot:
             residuals: rounding errors by merged parameter.
             inner: whose moments are forgotten.
         """
-        if site.name in self._relative:
+        if site.name in self._sums:
             return
         with sigint_waits():
             # All that can fail comes first: the user's rule, and every allocation.
             fresh = draw(site).to(site.drawn)
+            if site.rests:  # there is nothing to retire
+                site.reset_(fresh)
+                inner.forget(site.parameters())
+                return
             if site.name not in self._merging:
                 live, coefficients = site.live(), self._coefficients[site.name]
                 retired = Factors(
@@ -80,23 +88,26 @@ class Knot:
                     None if live.bias is None else _host_copy(live.bias),
                 )
                 change = live._replace(scale=retired.scale)  # on its own device already
+                size = abs(coefficients.scale) * self._norms[site.name]
                 if coefficients.shrink != 1.0:
                     change = update(self._earlier, Link({site.name: retired}, {site.name: coefficients.shrink}), site.name)
+                    size = change.norm()
                 merges = site.merges(change, residuals)
-                self._retired[site.name] = retired
-                self._norms[site.name], self._changes[site.name] = live.norm(), change.norm()
+                self._retired[site.name], self._sizes[site.name] = retired, size
                 self._merging[site.name] = merges
             for merge in self._merging[site.name]:
                 merge.run()
             site.reset_(fresh)
             inner.forget(site.parameters())
-            self._gains[site.name] = self._merging[site.name][0].gain
-            norm = self._changes.pop(site.name)
-            self._relative[site.name] = norm / max(_norm(site.weight), torch.finfo(torch.float32).tiny)
+            merge = self._merging[site.name][0]
+            if merge.residual is not None:
+                self._with_feedback.add(site.name)
+            self._sums[site.name] = merge.sums
             del self._merging[site.name]
 
     def link(self) -> Link:
-        """What was retired."""
+        """What was retired; what the merges tell is read here, while nothing is recorded yet."""
+        self._read()
         shrinks = {name: c.shrink for name, c in self._coefficients.items() if c.shrink != 1.0}
         return Link(self._retired, shrinks)
 
@@ -107,12 +118,20 @@ class Knot:
             step=self.step,
             link_steps=self.link_steps,
             ranks={name: factors.rank for name, factors in self._retired.items()},
-            link_norms=self._norms,
+            link_norms={name: self._norms[name] for name in self._retired},
             relative_updates=self._relative,
             gains=self._gains,
             **self._facts,
             seconds=time.perf_counter() - self._began,
         )
+
+    def _read(self) -> None:
+        """Gains and sizes of the updates: a device is waited for once for all sites."""
+        for name, sums in zip(self._sums, read(list(self._sums.values())), strict=True):
+            realised, norm = math.fsum(sums[: len(sums) // 2]), math.hypot(*sums[len(sums) // 2 :])
+            size = self._sizes[name]
+            self._gains[name] = realised / size**2 if name in self._with_feedback and size > 0 else None
+            self._relative[name] = size / max(norm, torch.finfo(torch.float32).tiny)
 
 
 def check_finite(sites: Mapping[str, Site]) -> None:
@@ -142,11 +161,18 @@ def verify(sites: Mapping[str, Site], inner: DelegatingOptimizer) -> None:
     Raises:
         KnotError: naming the site that breaks it.
     """
-    for name, site in sites.items():
-        if bool(site.zeroed.any()) or not bool(site.drawn.any()):
+    zeroed = extremes([site.zeroed for site in sites.values()])
+    drawn = extremes([site.drawn for site in sites.values()])
+    for name, zero, some in zip(sites, zeroed, drawn, strict=True):
+        if zero != (0, 0) or some == (0, 0):
             raise KnotError(f"After a knot exactly one factor of {name!r} must be zero.")
-        if inner.remembers(site.parameters()) or any(p.grad is not None for p in site.parameters()):
-            raise KnotError(f"After a knot the inner optimizer still remembers {name!r}.")
+    factors = {name: site.parameters() for name, site in sites.items()}
+    if inner.remembers(parameter for parameters in factors.values() for parameter in parameters):
+        name = next(name for name, parameters in factors.items() if inner.remembers(parameters))
+        raise KnotError(f"After a knot the inner optimizer still remembers {name!r}.")
+    for name, parameters in factors.items():
+        if any(parameter.grad is not None for parameter in parameters):
+            raise KnotError(f"After a knot {name!r} still has a gradient.")
 
 
 def verify_agreement(sites: Mapping[str, Site]) -> None:
@@ -170,7 +196,3 @@ def verify_agreement(sites: Mapping[str, Site]) -> None:
 
 def _host_copy(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True).contiguous()
-
-
-def _norm(weight: Tensor) -> float:
-    return torch.linalg.vector_norm(weight.detach(), dtype=torch.promote_types(weight.dtype, torch.float32)).item()

@@ -4,6 +4,8 @@ With thin QRs ``B = Q_B R_B`` and ``A^T = Q_A R_A``, the singular values of ``B 
 ``R_B R_A^T``: O((out + in) r^2) instead of O(out * in * min(out, in)).
 """
 
+from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -55,8 +57,67 @@ def product_norm(A: Float[Tensor, "rank in_"], B: Float[Tensor, "out rank"]) -> 
         >>> abs(product_norm(A, B) - torch.linalg.norm(B @ A).item()) < 1e-4
         True
     """
-    A, B = A.double(), B.double()
-    return torch.sum((B.mT @ B) * (A @ A.mT)).clamp(min=0).sqrt().item()
+    return _product_norm(A, B).item()
+
+
+def product_norms(links: Mapping[str, Factors]) -> dict[str, float]:
+    """Frobenius norm of each link; a device is waited for once.
+
+    Returns:
+        The norms by the links' names.
+
+    Example:
+        >>> link = Factors(torch.randn(2, 5), torch.randn(7, 2), 0.5)
+        >>> product_norms({"q_proj": link}) == {"q_proj": link.norm()}
+        True
+    """
+    norms = read([_product_norm(*link.matrices()) for link in links.values()])
+    return {name: abs(link.scale) * norm for (name, link), (norm,) in zip(links.items(), norms, strict=True)}
+
+
+def extremes(tensors: Sequence[Tensor]) -> list[tuple[float, float]]:
+    """The least and the largest entry of each tensor, both nan where it holds one; a device is waited for once.
+
+    Returns:
+        The pairs, zeros for a tensor without entries.
+
+    Example:
+        >>> extremes([torch.tensor([[1.0, -3.0]]), torch.zeros(0)])
+        [(-3.0, 1.0), (0.0, 0.0)]
+    """
+    ends = [end for tensor in tensors for end in (torch.aminmax(tensor.detach()) if tensor.numel() else tensor.new_zeros(2))]
+    numbers = [number for (number,) in read(ends)]
+    return list(zip(numbers[::2], numbers[1::2], strict=True))
+
+
+def read(tensors: Sequence[Tensor]) -> list[list[float]]:
+    """The entries of each tensor; a device is waited for once, however many lie on it.
+
+    Returns:
+        The entries in row-major order, as many lists as tensors.
+
+    Example:
+        >>> read([torch.ones(()), torch.zeros(1, 2)])
+        [[1.0], [0.0, 0.0]]
+    """
+    kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for tensor in tensors:
+        kinds.setdefault((tensor.device, tensor.dtype), []).append(tensor.flatten())
+    entries = {kind: iter(torch.cat(flat).tolist()) for kind, flat in kinds.items()}
+    return [list(map(float, islice(entries[tensor.device, tensor.dtype], tensor.numel()))) for tensor in tensors]
+
+
+def _product_norm(A: Float[Tensor, "rank in_"], B: Float[Tensor, "out rank"]) -> Float[Tensor, ""]:
+    return torch.sum(_gram(B.mT) * _gram(A)).clamp(min=0).sqrt()
+
+
+def _gram(M: Float[Tensor, "rank n"]) -> Float[Tensor, "rank rank"]:
+    """``M M^T`` in float64, from a few columns at a time: a float64 copy of an embedding's factor would be large."""
+    G = M.new_zeros(len(M), len(M), dtype=torch.float64)
+    for part in M.split(max(1, 2**16 // max(1, len(M))), dim=1):
+        part = part.double()
+        G.addmm_(part, part.mT)
+    return G
 
 
 def product_svd(

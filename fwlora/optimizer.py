@@ -7,15 +7,16 @@ knot that merges the link into the frozen weights and starts the next one from s
 from __future__ import annotations
 
 import inspect
-import operator
+import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from fwlora.arguments import check_biases, check_first_rank, rule, whole
 from fwlora.course import Course
 from fwlora.errors import ArgumentError, KnotError, NonFiniteFactorsError, RefusedKnotWarning, warn
 from fwlora.folding import plan
@@ -25,6 +26,7 @@ from fwlora.interrupts import sigint_waits
 from fwlora.knot import Knot, check_finite, verify, verify_agreement
 from fwlora.layers.attach import attach, lora_layers, undone_on_error
 from fwlora.layers.sites import Site, generator_for
+from fwlora.linalg import extremes
 from fwlora.measuring import MeasuredChain
 from fwlora.record.ledger import KnotRecord
 from fwlora.restore import Original
@@ -41,11 +43,10 @@ from fwlora.rules import (
     RankSchedule,
     ResetRule,
 )
+from fwlora.turns import Turns
 
 if TYPE_CHECKING:
     from peft import LoraConfig
-
-T = TypeVar("T")
 
 
 class ChainLoRAOptimizer(MeasuredChain):
@@ -68,14 +69,15 @@ class ChainLoRAOptimizer(MeasuredChain):
         link_lr: a factor on the learning rate within a link.
         reset: where a fresh link starts from.
         merge: how a retired link is folded in: `Add()`, or `FrankWolfe(set, step_size)`, Algorithm 2 of the paper.
-        blocks: which sites learn in a link; `AllSites()`.
+        blocks: which sites learn in a link: `AllSites()`, or `Blocks(n)`, one block of layers a link, above frozen ones.
         freeze_A: train B only; A is drawn anew at each knot (RAC-LoRA).
         lora_bias: train a bias with each B and merge it into the layer's own (the paper's OPT setting).
         train_modules: names of modules to train in full beside the factors; their moments survive knots.
         inner: the class of the inner optimizer, or a callable that takes groups and options.
         lr_ratio: B's learning rate over A's (LoRA+).
         weight_decay: the inner optimizer's.
-        fast_layers: allow a site to run this library's own LoRA forward where it has one; PEFT's runs otherwise.
+        fast_layers: let a plain Linear run this library's own LoRA forward, which is faster and keeps less; PEFT's runs at
+            other layers, and everywhere if False.
         chain_dir: a folder to keep retired links in; None keeps them on the CPU.
         original: the base's original weights (a state_dict, a safetensors file or folder), should a load need them.
         residual_in_state: keep the rounding errors of half-precision weights in the state (1 byte a weight).
@@ -127,10 +129,10 @@ class ChainLoRAOptimizer(MeasuredChain):
         seed: int = 0,
         **inner_options: Any,
     ) -> None:
-        self.knots = _rule("knots", knots, KnotSchedule, "Every(500)")
-        self.link_lr = _rule("link_lr", link_lr, LinkLR, "Flat(warmup=10)")
-        self.merge = _rule("merge", merge, MergeRule, "Add()")
-        self.blocks = _rule("blocks", blocks, AllSites, "AllSites()")
+        self.knots = rule("knots", knots, KnotSchedule, "Every(500)")
+        self.link_lr = rule("link_lr", link_lr, LinkLR, "Flat(warmup=10)")
+        self.merge = rule("merge", merge, MergeRule, "Add()")
+        self.blocks = rule("blocks", blocks, BlockRule, "AllSites()")
         self.ranks = rank if isinstance(rank, RankSchedule) else None
         course = Course(knots, link_lr)
         brings_its_ranks = lora_config is not None or (isinstance(model, nn.Module) and bool(lora_layers(model)))
@@ -147,11 +149,11 @@ class ChainLoRAOptimizer(MeasuredChain):
                 train_modules=train_modules,
             )
             sites = attachment.sites
-            if self.merge.ball is not None and any(site.bias is not None for site in sites.values()):
-                raise ArgumentError(
-                    f"`merge={merge}` keeps weights in a set and says nothing of biases; use `lora_bias=False`, or "
-                    "`merge=Add()`."
-                )
+            for site in sites.values():
+                site.compute_fast(fast_layers)
+            check_biases(sites, self.merge)
+            turns = Turns(self.blocks, self.merge, sites)
+            turns.check(0)
             check_muon(inner, ((name, site.is_linear, site.parameters()) for name, site in sites.items()))
             if freeze_A:
                 for site in sites.values():
@@ -163,13 +165,16 @@ class ChainLoRAOptimizer(MeasuredChain):
             own_names = inspect.signature(type(self).__init__).parameters
             draws_first = not attachment.adopted and attachment.config.init_lora_weights is True
             if self.ranks is not None and brings_its_ranks:
-                _check_first_rank(sites, self.ranks)
+                check_first_rank(sites, self.ranks)
+            if not draws_first:
+                turns.check_zero(0)
             super().__init__(
                 build_inner(inner, groups, options, own_names),
                 attachment,
                 course,
-                _rule("reset", reset, ResetRule, "Kaiming()"),
-                seed=_whole("seed", seed),
+                turns,
+                rule("reset", reset, ResetRule, "Kaiming()"),
+                seed=whole("seed", seed),
                 chain_dir=chain_dir,
                 original=original,
                 residual_in_state=residual_in_state,
@@ -181,7 +186,7 @@ class ChainLoRAOptimizer(MeasuredChain):
             if draws_first:
                 self.start_link(0)
             elif all(site.is_idle for site in sites.values()):
-                self._alignment.begin()
+                self._begin_link(0)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """One inner step on the live link; then a knot, if one is due.
@@ -206,7 +211,10 @@ class ChainLoRAOptimizer(MeasuredChain):
             with torch.enable_grad():
                 loss = closure()
             self.observe(loss)
+        self._turns.drop_gradients()
         if not self._is_connected:
+            self._turns.check(len(self._chain))
+            self._turns.check_zero(len(self._chain))
             check_connected(self.parameters(), self._factors(), self._alignment.borrowed())
             self._is_connected = True
         self._course.observe(self._descent(), trains=not self._alignment.is_on)
@@ -234,17 +242,18 @@ class ChainLoRAOptimizer(MeasuredChain):
         self._check_loaded()
         self.complete_knot()
         check_finite(self._sites)
-        self._check_draws()
+        self._check_coming()
         gap = None if measure is None else measure()
         self.fingerprint_originals()
         # Read once: with `chain_dir` a link is a file.
         earlier = self._chain if merge.ball is None else self._chain.in_memory()
-        coefficients, norms, eta = plan(merge, self._sites, earlier, None if gap is None else gap.ghat)
+        coefficients, norms, eta, link_norms = plan(merge, self._turns.active, earlier, None if gap is None else gap.ghat)
         self._knot = Knot(
             len(self._chain),
             self._course.step,
             self._course.link_step,
             coefficients,
+            link_norms,
             earlier,
             {
                 "eta": eta,
@@ -273,15 +282,18 @@ class ChainLoRAOptimizer(MeasuredChain):
             self._knot = None
             self._course.begin_link()
             self._ledger.append(record)
-            self._alignment.begin()
+            self._begin_link(len(self._chain))
         for hook in list(self._knot_hooks.values()):
             hook(record)
 
-    def _check_draws(self) -> None:
-        """Try every draw of the coming knot before anything is merged: a knot that cannot end must not begin."""
+    def _check_coming(self) -> None:
+        """Ask the rules all that the coming knot will, before anything is merged: a knot that cannot end must not begin."""
+        self._turns.check_zero(len(self._chain))
+        self._turns.check(len(self._chain) + 1)
         for name, site in self._sites.items():
             fresh = self._draw(site, len(self._chain) + 1)
-            if not bool(fresh.isfinite().all() and fresh.any()):
+            (ends,) = extremes([fresh])
+            if ends == (0, 0) or not all(map(math.isfinite, ends)):
                 raise KnotError(f"`reset={self.reset}` draws zeros, inf or nan at {name!r}; a link could never grow from that.")
 
     def _draw(self, site: Site, index: int) -> Tensor:
@@ -362,25 +374,3 @@ def unwrap(optimizer: Any) -> ChainLoRAOptimizer:
         if inside is None:
             raise ArgumentError(f"`unwrap(optimizer)` finds no ChainLoRAOptimizer inside a {type(optimizer).__name__}.")
     return inside
-
-
-def _rule(argument: str, value: Any, kind: type[T], example: str) -> T:
-    if not isinstance(value, kind):
-        raise ArgumentError(f"`{argument}={value!r}`: give a rule, such as `{argument}={example}`.")
-    return value
-
-
-def _check_first_rank(sites: Mapping[str, Site], ranks: RankSchedule) -> None:
-    widest = max(site.width for site in sites.values())
-    if ranks.rank(0) != widest:
-        raise ArgumentError(
-            f"`rank={ranks}` starts at {ranks.rank(0)}, and the factors of the model or of `lora_config=` have rank {widest} "
-            "at most; start the schedule there."
-        )
-
-
-def _whole(argument: str, value: Any) -> int:
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise ArgumentError(f"`{argument}={value!r}`: give a whole number.") from None

@@ -6,6 +6,7 @@ import os
 from abc import abstractmethod
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from fwlora.errors import ArgumentError
@@ -136,7 +137,12 @@ class ExportingChain(PersistentChain):
 
     def _total(self, site: Site, chain: Chain) -> Factors:
         # An idle live link would add rank and nothing else.
-        is_over = self._finished or (site.is_idle and len(chain) > 0)
-        total = chain.stacked(site.name, None if is_over else site.live())
-        assert total is not None
+        is_over = self._finished or (site.is_idle and (len(chain) > 0 or site.rests))
+        live = site.live()
+        total = chain.stacked(site.name, None if is_over else live)
+        if total is None:
+            # No link has held the site: nothing was added, but something must stand.
+            one = live._replace(A=live.A[:1], B=torch.zeros_like(live.B[:, :1]))
+            total = Chain().stacked(site.name, one)
+            assert total is not None
         return total

@@ -21,6 +21,7 @@ from fwlora.record.chain import Chain, write_atomically
 from fwlora.record.ledger import Ledger
 from fwlora.record.state import KEY, KNOT, STEP, State
 from fwlora.rules import ResetRule
+from fwlora.turns import Turns
 
 FILE = "chain.pt"
 
@@ -32,6 +33,7 @@ class PersistentChain(ChainHolder):
         inner: the optimizer that takes the steps.
         attachment: the model's sites.
         course: counters and observations.
+        turns: which sites rest.
         reset: where a fresh link starts from.
         seed: of the draws.
         chain_dir: where to keep the links; None keeps them on the CPU.
@@ -45,6 +47,7 @@ class PersistentChain(ChainHolder):
         inner: torch.optim.Optimizer,
         attachment: Attachment,
         course: Course,
+        turns: Turns,
         reset: ResetRule,
         *,
         seed: int,
@@ -53,7 +56,7 @@ class PersistentChain(ChainHolder):
         residual_in_state: bool,
         exact_replay: bool,
     ) -> None:
-        super().__init__(inner, attachment, course, reset, seed=seed, chain_dir=chain_dir)
+        super().__init__(inner, attachment, course, turns, reset, seed=seed, chain_dir=chain_dir)
         self._original = _unaliased(original, attachment)
         self._residual_in_state = residual_in_state
         self._exact_replay = exact_replay
@@ -87,7 +90,10 @@ class PersistentChain(ChainHolder):
             history={name: list(values) for name, values in self._course.history.items()},
             alignment=self._alignment.document(),
         )
-        return super().state_document() | {KEY: state.document()}
+        document = super().state_document() | {KEY: state.document()}
+        # A distributed checkpoint is loaded with a state for every parameter, or not at all.
+        document["state"] = document["state"] | self.blank_states(self._turns.resting_parameters())
+        return document
 
     def load_document(self, document: dict[str, Any]) -> None:
         """Restore a state; weights that are still the original ones get the links replayed, merged ones are left alone.
@@ -106,7 +112,11 @@ class PersistentChain(ChainHolder):
         state = State.from_document(document[KEY])
         live = {name: _values(site) for name, site in self._sites.items()}
         state.check(self.seed, live, {name: site.scaling for name, site in self._sites.items()}, self._trained())
-        self._alignment.check(state.alignment)
+        if state.step:
+            # Before any step what is live was put into the model: accelerate loads the optimizer's own state into it when
+            # Trainer has read an adapter, and the true state comes next. The first step looks again.
+            self._turns.check_state(len(state.links), state.live)
+        self._alignment.check(state.alignment, self._turns.names(len(state.links)))
         chain = Chain.from_document(state.links, self._chain.directory)
         links = list(chain)
         ledger = Ledger.from_document(state.ledger)
@@ -137,6 +147,7 @@ class PersistentChain(ChainHolder):
                 value.copy_(state.trained[name])
         self._chain, self._ledger, self._originals = chain, ledger, state.originals
         self._course.restore(state.step, state.link_step, len(chain), state.total_steps, state.history)
+        self._take_turns(len(chain))
         self._alignment.restore(state.alignment)
         self._awaits_load = False
 
@@ -155,6 +166,7 @@ class PersistentChain(ChainHolder):
             self._alignment.end()
         elif step:
             self.start_link(0)  # the sums are lost, and nothing was trained yet
+        self._take_turns(knots)
         self._awaits_load = knots > 0
 
     def save(self, directory: str | os.PathLike[str]) -> Path:

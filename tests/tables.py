@@ -23,7 +23,9 @@ from transformers import (
 
 from fwlora import (
     Add,
+    AllSites,
     At,
+    Blocks,
     Centred,
     Constant,
     Decay,
@@ -57,6 +59,7 @@ TRIGGERS = [Plateau(min_steps=3), GapBelow(min_steps=3)]
 SETS = [NuclearBall(2.0), SupportBall(2.0, rank=2)]
 STEP_SIZES = [Fixed(0.5), OpenLoop(), Centred(1.0, 2.0, 3), ShortStep(1.0)]
 MERGES = [Add(), FrankWolfe(NuclearBall(2.0), 0.5), FrankWolfe(SupportBall(2.0, rank=2), OpenLoop())]
+BLOCKS = [AllSites(), Blocks(2)]
 INNERS = [
     (torch.optim.AdamW, {}),
     (torch.optim.SGD, {"momentum": 0.9}),

@@ -186,13 +186,14 @@ def _inject(base: nn.Module, config: LoraConfig, train_modules: Sequence[str]) -
 
 @contextmanager
 def undone_on_error(model: nn.Module) -> Iterator[None]:
-    """Leave a plain model plain, and every `requires_grad` as it was, where what follows raises."""
+    """Leave a plain model plain, and every `requires_grad` and layer's class as it was, where what follows raises."""
     if not isinstance(model, nn.Module):
         yield
         return
     base = unwrap_model(model)
     trainable = {name: parameter.requires_grad for name, parameter in base.named_parameters()}
     config = vars(base).get("peft_config")
+    kinds = {layer: type(layer) for layer in lora_layers(base).values()}
     was_plain = not any(isinstance(module, LoraLayer | ModulesToSaveWrapper) for module in base.modules())
     try:
         yield
@@ -201,6 +202,8 @@ def undone_on_error(model: nn.Module) -> Iterator[None]:
             detach(base)
             if config is not None:
                 base.peft_config = config
+        for layer, kind in kinds.items():
+            layer.__class__ = kind
         # By name: PEFT makes attention's parameters anew.
         for name, parameter in base.named_parameters():
             parameter.requires_grad_(trainable.get(name, parameter.requires_grad))

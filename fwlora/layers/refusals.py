@@ -13,9 +13,10 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from fwlora.errors import ArgumentError, UnsupportedModelError
+from fwlora.layers.fused import FusedLinear
 from fwlora.layers.rounding import EXACT, ROUNDED
 
-SERVED = (lora.Linear, lora.Embedding, lora.Conv1d, lora.Conv2d, lora.Conv3d)
+SERVED = (lora.Linear, FusedLinear, lora.Embedding, lora.Conv1d, lora.Conv2d, lora.Conv3d)
 
 
 def refuse_non_model(model: object) -> None:

@@ -3,21 +3,33 @@
 Rounding to nearest forgets an update that is small beside the spacing of W: at ``|dW| / |W| = 1e-3`` a bf16 weight loses
 46 % of it, at 1e-4 94 %, at every merge and for ever. So the rounding error is kept as a signed int8 in units of 1/256 of
 the weight's last place and is given back at the next merge: W and its residual together hold about 24 bits.
+
+`restore` and `split` say what is computed; a merge computes just that, bit for bit, in as few passes over a chunk as can be.
 """
+
+import math
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int8
 from torch import Tensor
 
-# Entries of one chunk: four float32 scratch tensors of this size are 4 MiB, whatever the model.
-CHUNK = 2**18
+from fwlora.linalg import product_norm
+
+# Entries of a chunk, whose scratch of 19 bytes an entry stays in a core's cache, and so does half a chunk of float32 weights
+# between product and norm. A device that launches kernels one by one is given twice that, 2.4 MiB, whatever the model.
+CHUNK = 2**16
 
 EXACT = (torch.float32, torch.float64)
 ROUNDED = (torch.bfloat16, torch.float16)
+_EXPONENT = 0x7F800000  # of a float32: what remains is the power of two below the number
+_SMALLEST = {dtype: int(torch.tensor(torch.finfo(dtype).smallest_normal).view(torch.int32)) for dtype in ROUNDED}
+# Added to a float32, 1.5 * 2^23 steps round it to a whole number of steps, ties to even, that stands in the sum's last bits.
+_ROUNDER = 1.5 * 2**23
 
 
 def ulp(W: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Distance from ``|W|`` to the next larger number of W's own 16-bit format, in float32.
+    """Distance from ``|W|`` to the next larger number of W's own 16-bit format, as if it had one everywhere, in float32.
 
     Returns:
         The unit in the last place of each entry.
@@ -26,10 +38,7 @@ def ulp(W: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         >>> ulp(torch.tensor([1.0, 2.0], dtype=torch.bfloat16)).tolist()
         [0.0078125, 0.015625]
     """
-    magnitude = W.abs()
-    # The bit patterns of non-negative floats are ordered as the numbers are: the next pattern is the next number.
-    above = (magnitude.view(torch.int16) + 1).view(W.dtype)
-    return above.float() - magnitude.float()
+    return _power(W.float(), W.dtype) * torch.finfo(W.dtype).eps
 
 
 def restore(W: Float[Tensor, "*shape"], residual: Int8[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -49,14 +58,15 @@ def split(E: Float[Tensor, "*shape"], dtype: torch.dtype) -> tuple[Float[Tensor,
         True
     """
     # fp16 ends at 65504: a weight that would leave it stays at the end, where the gain tells, and does not become inf.
-    W = E.clamp(-torch.finfo(dtype).max, torch.finfo(dtype).max).to(dtype)
+    E = E.clamp(-torch.finfo(dtype).max, torch.finfo(dtype).max)
+    W = E.to(dtype)
     # Nearest rounding errs by half a last place at most, 128 units; +128 does not fit int8 and loses one unit.
     units = ((E - W.float()) / ulp(W) * 256).round().clamp(-128, 127)
     return W, units.to(torch.int8)
 
 
 class RowMerge:
-    """One weight's merge; where an exception cuts it off between chunks, `run()` again goes on at the same row.
+    """One weight's merge; where an exception cuts it off between chunks, `run()` again goes on at the same chunk.
 
     Args:
         weight: (rows, ...), changed in place.
@@ -64,35 +74,52 @@ class RowMerge:
         right: (rank, everything else of a row).
         scale: s.
         residual: int8, shaped as the weight, on the host; None for a weight that is stored exactly.
+
+    Attributes:
+        sums: (2, chunks), of each chunk ``<realised, asked>``, zero for an exact weight, and ``|W'|``.
     """
 
     def __init__(self, weight: Tensor, left: Tensor, right: Tensor, scale: float, residual: Tensor | None) -> None:
         self.weight, self.scale, self.residual = weight, scale, residual
         dtype = weight.dtype if weight.dtype in EXACT else torch.float32
         self.left, self.right = (side.detach().to(weight.device, dtype) for side in (left, right))
-        self.row = 0
-        # <realised, asked> and |asked|^2, whose quotient is the gain.
-        self._realised = 0.0
-        self._asked = 0.0
+        # As a matrix, where its memory is one: channels_last, for one, is not.
+        shape = (weight.shape[0], -1) if weight.is_contiguous() else weight.shape
+        self._weight = weight.view(shape)
+        self._residual = None if residual is None else residual.view(shape)
+        if weight.device.type == "cpu":
+            entries = CHUNK if residual is not None else CHUNK // 2
+        elif residual is None and self._weight.ndim == 2:
+            entries = weight.numel()  # without scratch there is no reason to cut
+        else:
+            entries = 2 * CHUNK
+        self._chunks = _chunks(self._weight, entries, cuts_rows=residual is not None)
+        self._scratch = None if residual is None else _Scratch(weight, residual, min(weight.numel(), entries))
+        self._next = 0
+        # Left on the device, to be read when all is done: it is not to be waited for at each chunk.
+        self.sums = torch.zeros(2, len(self._chunks), dtype=dtype, device=weight.device)
+        self._realised, self._merged = (sums.unbind() for sums in self.sums.unbind())
 
     @property
     def gain(self) -> float | None:
         """``<realised, asked> / |asked|^2`` of this merge; None for an exact weight or a zero update."""
-        return None if self.residual is None or self._asked == 0 else self._realised / self._asked
+        asked = abs(self.scale) * product_norm(self.right, self.left)
+        return None if self.residual is None or asked == 0 else self.sums[0].double().sum().item() / asked**2
 
     @torch.no_grad()
     def run(self) -> None:
-        """Merge the rows that remain."""
-        columns = max(1, self.weight[:1].numel())
-        rows = max(1, CHUNK // columns)
-        while self.row < len(self.weight):
-            end = min(self.row + rows, len(self.weight))
-            chunk = slice(self.row, end)
-            if self.residual is None:
-                self._add(self.weight[chunk], self.left[chunk])
+        """Merge the chunks that remain."""
+        while self._next < len(self._chunks):
+            rows, columns = self._chunks[self._next]
+            W, left = self._weight[rows], self.left[rows]
+            if self._residual is None:
+                self._add(W, left)
+                torch.linalg.vector_norm(W, out=self._merged[self._next])
+            elif columns is None:
+                self._add_with_feedback(W, left, self.right, self._residual[rows])
             else:
-                self._add_with_feedback(self.weight[chunk], self.left[chunk], self.residual[chunk])
-            self.row = end
+                self._add_with_feedback(W[:, columns], left, self.right[:, columns], self._residual[rows, columns])
+            self._next += 1
 
     def _add(self, W: Tensor, left: Tensor) -> None:
         if W.ndim == 2:
@@ -100,13 +127,87 @@ class RowMerge:
         else:
             W.add_((left @ self.right).reshape(W.shape), alpha=self.scale)
 
-    def _add_with_feedback(self, W: Tensor, left: Tensor, residual: Tensor) -> None:
-        asked = (left @ self.right).reshape(W.shape).mul_(self.scale)
-        rounded, units = split(restore(W, residual).add_(asked), W.dtype)
-        realised = torch.sum((rounded.float() - W.float()) * asked, dtype=torch.float64).item()
-        norm = torch.sum(asked.square(), dtype=torch.float64).item()
+    def _add_with_feedback(self, W: Tensor, left: Tensor, right: Tensor, residual: Tensor) -> None:
+        assert self._scratch is not None
+        asked, before, E, after, rounded, units = self._scratch.shaped(W.shape)
+        info, mask = torch.finfo(W.dtype), self._scratch.mask
+        unit = info.eps / 256  # of the residual, beside the power of two below the weight
+        asked.view(len(W), -1).addmm_(left, right, beta=0, alpha=self.scale)
+        # E = restore(W, residual) + asked, and `after` holds the powers of two meanwhile.
+        before.copy_(W)
+        E.copy_(residual if units is None else units.copy_(residual))
+        torch.addcmul(before, E, _power(before, W.dtype, after, mask), value=unit, out=E)
+        E.add_(asked).clamp_(-info.max, info.max)
+        # W' = E rounded, and what is to be told of it.
+        after.copy_(rounded.copy_(E))
+        torch.sub(after, before, out=before)
+        torch.dot(before.view(-1), asked.view(-1), out=self._realised[self._next])
+        torch.linalg.vector_norm(after, out=self._merged[self._next])
+        # residual' = round((E - W') / ulp(W') * 256), the last bits of the sum.
+        E.sub_(after)
+        torch.addcdiv(self._scratch.rounder, E, _power(after, W.dtype, after, mask), out=E)
+        integers = E.clamp_((_ROUNDER - 128) * unit, (_ROUNDER + 127) * unit).view(torch.int32)
         # Nothing below allocates: the chunk is merged whole or not at all.
         W.copy_(rounded)
-        residual.copy_(units)
-        self._realised += realised
-        self._asked += norm
+        residual.copy_(integers if units is None else units.copy_(integers))
+
+
+class _Views(NamedTuple):
+    """Scratch in the shape of a chunk."""
+
+    asked: Tensor
+    before: Tensor
+    E: Tensor
+    after: Tensor
+    rounded: Tensor
+    units: Tensor | None  # None where the residual lies on the weight's device
+
+
+class _Scratch:
+    """What a merge with feedback works in, taken before anything changes and used by every chunk.
+
+    Args:
+        weight: to be merged into.
+        residual: its residual.
+        entries: of the largest chunk.
+    """
+
+    def __init__(self, weight: Tensor, residual: Tensor, entries: int) -> None:
+        device = weight.device
+        floats = torch.empty(4, entries, device=device).unbind()
+        rounded = torch.empty(entries, dtype=weight.dtype, device=device)
+        units = None if residual.device == device else torch.empty(entries, dtype=torch.int8, device=device)
+        self._flat, self._units = (*floats, rounded), units
+        self._views: _Views | None = None
+        # Made once, as numbers would be made tensors of at every use.
+        self.rounder = torch.full((), _ROUNDER * torch.finfo(weight.dtype).eps / 256, device=device)
+        self.mask = torch.full((), _EXPONENT, dtype=torch.int32, device=device)
+
+    def shaped(self, shape: torch.Size) -> _Views:
+        """Its beginning in this shape."""
+        if self._views is None or self._views.asked.shape != shape:
+            entries = shape.numel()
+            asked, before, E, after, rounded = (flat[:entries].view(shape) for flat in self._flat)
+            units = None if self._units is None else self._units[:entries].view(shape)
+            self._views = _Views(asked, before, E, after, rounded, units)
+        return self._views
+
+
+def _chunks(weight: Tensor, entries: int, *, cuts_rows: bool) -> list[tuple[slice, slice | None]]:
+    """Rows, and columns of rows that are longer than a chunk; of a matrix only, and None for all of them."""
+    length = max(1, math.prod(weight.shape[1:]))
+    count = max(1, entries // length)
+    rows = [slice(start, start + count) for start in range(0, weight.shape[0], count)]
+    if not (cuts_rows and weight.ndim == 2 and length > entries):
+        return [(row, None) for row in rows]
+    columns = [slice(start, start + entries) for start in range(0, length, entries)]
+    return [(row, column) for row in rows for column in columns]
+
+
+def _power(
+    x: Float[Tensor, "*shape"], dtype: torch.dtype, out: Tensor | None = None, mask: Tensor | None = None
+) -> Float[Tensor, "*shape"]:
+    """The largest power of two that is no larger than ``|x|``, and no smaller than the smallest normal number of `dtype`."""
+    mask = torch.tensor(_EXPONENT, dtype=torch.int32, device=x.device) if mask is None else mask
+    bits = torch.bitwise_and(x.view(torch.int32), mask, out=None if out is None else out.view(torch.int32))
+    return bits.clamp_(min=_SMALLEST[dtype]).view(torch.float32)

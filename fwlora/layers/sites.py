@@ -6,6 +6,7 @@ Factors are looked up through the layer at every use and never cached, for frame
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,8 +17,9 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.lora import layer as lora
 from torch import Tensor, nn
 
+from fwlora.layers.fused import FusedLinear, computing_in_full, fuse, unfuse
 from fwlora.layers.rounding import ROUNDED, RowMerge
-from fwlora.linalg import Factors
+from fwlora.linalg import Factors, extremes
 
 
 # PEFT's attributes are typed `Tensor | Module`, which is what the `type: ignore`s below are about.
@@ -35,7 +37,7 @@ class Site:
         self.layer = layer
         self.adapter = adapter
         self.rank = self.width
-        """Rank of the live link; below `width` after a step-down, when the factors are masked."""
+        self.wake()
 
     def __repr__(self) -> str:
         return f"Site({self.name!r}, {tuple(self.weight.shape)}, rank={self.rank})"
@@ -107,6 +109,37 @@ class Site:
         return int(self.layer.r[self.adapter])
 
     @property
+    def rank(self) -> int:
+        """Rank of the live link; below `width` after a step-down, when the factors are masked."""
+        return self._rank
+
+    @rank.setter
+    def rank(self, rank: int) -> None:
+        self._rank = rank
+        if isinstance(self.layer, FusedLinear):
+            self.layer.active_rank = None if rank == self.width else rank
+
+    def compute_fast(self, allowed: bool) -> None:
+        """Let the layer run this library's own forward where it can, or PEFT's in any case."""
+        if not allowed:
+            unfuse(self.layer)
+        elif fuse(self.layer):
+            self.rank = self.rank  # the layer is told
+
+    @property
+    def rests(self) -> bool:
+        """Whether the site takes no part in the live link."""
+        return self._rests
+
+    def rest(self) -> None:
+        """Take no part in the live link, whose factors here are zero and get no gradient where the layer can skip them."""
+        self._set_rest(True)
+
+    def wake(self) -> None:
+        """Take part in the live link."""
+        self._set_rest(False)
+
+    @property
     def is_idle(self) -> bool:
         """Whether the live link is exactly zero: a factor is, as after a knot and while its direction is being looked for."""
         is_zero = not (bool(self.zeroed.any()) and bool(self.drawn.any()))
@@ -114,7 +147,8 @@ class Site:
 
     def parameters(self) -> list[nn.Parameter]:
         """A, B and the factor's bias, where it has one."""
-        return [self.A, self.B] if self.bias is None else [self.A, self.B, self.bias]
+        bias = self.bias
+        return [self.A, self.B] if bias is None else [self.A, self.B, bias]
 
     def targets(self) -> dict[str, nn.Parameter]:
         """What a merge changes, by the name it has in the base model."""
@@ -147,7 +181,8 @@ class Site:
         try:
             for table, key, value in tables:
                 table[key] = value  # type: ignore[assignment]
-            yield
+            with computing_in_full(self.layer):
+                yield
         finally:
             for (table, key, _), parameter in zip(tables, live, strict=True):
                 table[key] = parameter
@@ -215,10 +250,16 @@ class Site:
         # scaling = alpha / r, or alpha / sqrt r, stays what it is.
         alpha = scaling * (self.rank**0.5 if self.layer.use_rslora.get(adapter) else self.rank)
         self.layer.r[adapter], self.layer.lora_alpha[adapter] = self.rank, alpha
+        self.rank = self.width  # nothing is masked any more
         key = f"^{re.escape(self.name)}"
         # PEFT takes the first pattern that matches.
         config.rank_pattern = {key: self.rank, **(config.rank_pattern or {})}
         config.alpha_pattern = {key: alpha, **(config.alpha_pattern or {})}  # type: ignore[dict-item]
+
+    def _set_rest(self, rests: bool) -> None:
+        self._rests = rests
+        if isinstance(self.layer, FusedLinear):
+            self.layer.is_resting = rests
 
     def _residual(self, name: str, target: Tensor, residuals: dict[str, Tensor]) -> Tensor | None:
         if target.dtype not in ROUNDED:
@@ -250,10 +291,6 @@ def generator_for(seed: int, knot: int, name: str) -> torch.Generator:
 
 def first_nonfinite(sites: Mapping[str, Site]) -> str | None:
     """Name of the first site with inf or nan in a factor, or None; one device synchronisation for all sites."""
-    if not sites:
-        return None
-    device = next(iter(sites.values())).A.device
-    flags = torch.stack([
-        torch.stack([p.detach().isfinite().all() for p in s.parameters()]).all().to(device) for s in sites.values()
-    ]).tolist()
-    return next((name for name, finite in zip(sites, flags, strict=True) if not finite), None)
+    owned = [(name, parameter) for name, site in sites.items() for parameter in site.parameters()]
+    ends = extremes([parameter for _, parameter in owned])
+    return next((name for (name, _), pair in zip(owned, ends, strict=True) if not all(map(math.isfinite, pair))), None)

@@ -6,6 +6,7 @@ serve any number of optimizers and a run is told by the reprs of its rules.
 
 from fwlora.rules.blocks import AllSites as AllSites
 from fwlora.rules.blocks import BlockRule as BlockRule
+from fwlora.rules.blocks import Blocks as Blocks
 from fwlora.rules.knots import At as At
 from fwlora.rules.knots import CountedKnots as CountedKnots
 from fwlora.rules.knots import Evenly as Evenly

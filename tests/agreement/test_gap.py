@@ -204,7 +204,7 @@ def test_every_interval_holds_its_own_point(n: int, trained: int):
                 assert isinstance(interval, Interval)
                 assert interval.lower <= interval.point <= interval.upper
                 if n == 1:  # the whole of the data: nothing is random but the projection, which sees all of a small site
-                    assert interval.lower == interval.point == pytest.approx(interval.upper, rel=1e-10)
+                    assert [interval.lower, interval.upper] == pytest.approx([interval.point] * 2, rel=1e-10)
         assert row.gradient_norm.lower >= 0
         assert row.truncated_norm.lower >= 0
         assert (row.alignment is None) == (trained == 0)

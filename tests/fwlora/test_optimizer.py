@@ -26,28 +26,41 @@ def config(**options):
     return LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], **options})
 
 
-@pytest.mark.parametrize("options", [{}, {"use_rslora": True}, {"lora_dropout": 0.3}, {"rank_pattern": {"v_proj": 2}}])
-def test_chain_that_never_knots_is_lora(options):
-    """Bit for bit PEFT's LoRA under AdamW, dropout and all."""
+def lora_run(optimizer_of, dtype=torch.float32, **options):
+    """Losses and parameters of PEFT's LoRA in a plain loop."""
     batch = CASES["llama"].batch()
+    torch.manual_seed(3)
+    model = get_peft_model(CASES["llama"].model(dtype), config(**options)).train()
+    optimizer = optimizer_of(model)
+    losses = []
+    for _ in range(6):
+        optimizer.zero_grad()
+        loss = loss_of(model, batch)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses, [p.detach() for p in model.parameters()]
 
-    def run(optimizer_of):
-        torch.manual_seed(3)
-        model = get_peft_model(CASES["llama"].model(), config(**options)).train()
-        optimizer = optimizer_of(model)
-        losses = []
-        for _ in range(6):
-            optimizer.zero_grad()
-            loss = loss_of(model, batch)
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
-        return losses, [p.detach() for p in model.parameters()]
 
-    lora = run(lambda model: torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 0.01, weight_decay=0.0))
-    chain = run(lambda model: ChainLoRAOptimizer(model, 0.01, knots=Never(), fast_layers=False))
+def adamw(model, **options):
+    return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 0.01, weight_decay=0.0, **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"use_rslora": True}, {"lora_dropout": 0.3}, {"rank_pattern": {"v_proj": 2}}])
+@pytest.mark.parametrize("fused", [False, True])
+def test_chain_that_never_knots_is_lora(options, fused):
+    """Bit for bit PEFT's LoRA under the same AdamW, dropout and all."""
+    lora = lora_run(lambda model: adamw(model, fused=fused), **options)
+    chain = lora_run(lambda model: ChainLoRAOptimizer(model, 0.01, knots=Never(), fast_layers=False, fused=fused), **options)
     assert chain[0] == lora[0]
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(chain[1], lora[1], strict=True))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+def test_chain_that_never_knots_is_lora_by_the_fused_layer_too(dtype, tolerance):
+    lora = lora_run(adamw, dtype)
+    chain = lora_run(lambda model: ChainLoRAOptimizer(model, 0.01, knots=Never()), dtype)
+    assert chain[0] == pytest.approx(lora[0], rel=tolerance)
 
 
 def test_plain_call_gives_the_documented_defaults():

@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel
 from transformers import LlamaForCausalLM, Trainer, TrainerCallback
 
-from fwlora import Decay, Evenly, FrankWolfe, GradientAligned, NuclearBall, OpenLoop, StepDown
+from fwlora import Blocks, Decay, Evenly, FrankWolfe, GradientAligned, NuclearBall, OpenLoop, StepDown
 from fwlora.errors import ArgumentError, RefusedKnotWarning, SaveModelWarning
 from fwlora.integrations.transformers import ChainCallback
 from tests.integrations.trainers import STEPS, begin
@@ -93,7 +93,9 @@ def test_run_with_links_on_disk_resumes_exactly(bench, tmp_path, kind):
 
 
 @pytest.mark.parametrize("step", [3, 4])
-@pytest.mark.parametrize("case", ["masked ranks", "modules trained in full", "bf16 base", "links to be aligned", "Algorithm 2"])
+@pytest.mark.parametrize(
+    "case", ["masked ranks", "modules trained in full", "bf16 base", "links to be aligned", "Algorithm 2", "blocks"]
+)
 def test_run_of_a_peft_model_resumes_exactly_with(bench, tmp_path, case, step):
     """Ranks after a step-down, trained modules and rounding errors come back from an adapter-sized checkpoint."""
 
@@ -103,6 +105,7 @@ def test_run_of_a_peft_model_resumes_exactly_with(bench, tmp_path, case, step):
             # Saved before and within the two steps that look for a direction, with the dropout that is off meanwhile.
             "links to be aligned": {"reset": GradientAligned()},
             "Algorithm 2": {"merge": FrankWolfe(NuclearBall(0.1), OpenLoop())},
+            "blocks": {"blocks": Blocks(2)},
         }
         shapes = {"modules trained in full": {"modules_to_save": ["lm_head"]}, "links to be aligned": {"lora_dropout": 0.2}}
         trainer, chain = begin(

@@ -76,11 +76,44 @@ def test_split_and_restore_are_inverse_to_sixteen_bits(dtype, seed, exponent):
     assert bool(((restore(W, residual) - E).abs() <= rounding.ulp(W) / 256).all())
 
 
+@given(
+    dtype=HALF, seed=st.integers(0, 2**16), exponent=st.integers(-45, 15), rows=st.integers(1, 9), chunk=st.integers(1, 40)
+)  # fmt: skip
+def test_merge_in_place_is_restore_add_split_bit_for_bit(dtype, seed, exponent, rows, chunk):
+    """(W', C') = split(restore(W, C) + s L R): with zeros, powers of two, subnormal and largest numbers among the entries."""
+    generator = torch.Generator().manual_seed(seed)
+    info = torch.finfo(dtype)
+    W = (torch.randn(rows, 8, generator=generator) * 2.0**exponent).clamp(-info.max, info.max).to(dtype)
+    special = torch.tensor([0, info.smallest_normal, -info.tiny * info.eps, 2.0**exponent, -info.max, info.max]).to(dtype)
+    W[0, :6] = special
+    residual = torch.randint(-128, 128, W.shape, generator=generator).to(torch.int8)
+    L, R = torch.randn(rows, 1, generator=generator), torch.randn(1, 8, generator=generator) * 2.0**exponent
+    expected = split(restore(W, residual) + (L @ R).mul_(0.25), dtype)
+    original, rounding.CHUNK = rounding.CHUNK, chunk
+    try:
+        RowMerge(W, L, R, 0.25, residual).run()
+    finally:
+        rounding.CHUNK = original
+    assert torch.equal(W, expected[0])
+    assert torch.equal(residual, expected[1])
+    assert W.isfinite().all()
+
+
+def test_weight_at_the_end_of_its_format_stays_there_and_comes_back():
+    """65504 + 100 is 65504 and nothing is kept of the rest; a later update towards zero counts in full."""
+    W, residual = torch.tensor([[65504.0]]).half(), torch.zeros(1, 1, dtype=torch.int8)
+    RowMerge(W, torch.ones(1, 1), torch.tensor([[100.0]]), 1.0, residual).run()
+    assert (W.item(), residual.item()) == (65504.0, 0)
+    RowMerge(W, torch.ones(1, 1), torch.tensor([[-320.0]]), 1.0, residual).run()
+    assert (W.item(), residual.item()) == (65184.0, 0)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_ulp_at_the_edges(dtype):
     info = torch.finfo(dtype)
-    edges = torch.tensor([0.0, -1.0, 1.0, info.smallest_normal], dtype=dtype)
-    expected = [info.smallest_normal * info.eps, info.eps, info.eps, info.smallest_normal * info.eps]
+    edges = torch.tensor([0.0, -1.0, 1.0, info.smallest_normal, info.max], dtype=dtype)
+    largest = info.max / (2 - info.eps) * info.eps
+    expected = [info.smallest_normal * info.eps, info.eps, info.eps, info.smallest_normal * info.eps, largest]
     assert rounding.ulp(edges).tolist() == expected
 
 
@@ -99,10 +132,12 @@ def test_chunked_merge_is_the_whole_merge(rows, columns, rank, chunk, dtype):
         RowMerge(W, L, R, 0.5, residual).run()
     finally:
         rounding.CHUNK = original
-    exact = W0.double() + 0.5 * (L.double() @ R.double())
+    update = 0.5 * (L.double() @ R.double())
+    exact = W0.double() + update
     got = W.double() if residual is None else restore(W, residual).double()
     precision = {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: 2e-4, torch.float16: 2e-5}[dtype]
-    assert ((got - exact).norm() / exact.norm()).item() < precision
+    # Of what is added, not of the sum: two numbers that cancel leave their rounding errors.
+    assert ((got - exact).norm() / (W0.double().norm() + update.norm())).item() < precision
 
 
 def test_merge_works_on_any_memory_format():

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 import fwlora.rules
 from fwlora import At, Constant, Decay, Evenly, Every, Flat, Gaussian, Kaiming, Never, Orthogonal, Progress, StepDown
 from fwlora.errors import ArgumentError
-from tests.tables import KNOTS, LINK_LRS, MERGES, RANKS, RESETS, SETS, STEP_SIZES, TRIGGERS
+from tests.tables import BLOCKS, KNOTS, LINK_LRS, MERGES, RANKS, RESETS, SETS, STEP_SIZES, TRIGGERS
 
-RULES = [*KNOTS, *TRIGGERS, *RANKS, *LINK_LRS, *RESETS, *SETS, *STEP_SIZES, *MERGES, fwlora.rules.AllSites()]
+RULES = [*KNOTS, *TRIGGERS, *RANKS, *LINK_LRS, *RESETS, *SETS, *STEP_SIZES, *MERGES, *BLOCKS]
 
 
 def test_every_rule_has_a_row():
