@@ -1,7 +1,8 @@
-"""Models by their sizes alone: two published architectures and a small one, on shapes or with random weights."""
+"""Models by their sizes alone: published architectures and small ones, on shapes or with random weights."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, OPTConfi
 
 from experiments.errors import UsageError
 
-SMALL, OPT, LLAMA = "small-llama", "facebook/opt-1.3b", "meta-llama/Llama-2-7b-hf"
+SMALL, OPT, LLAMA, LLAMA_1B = "small-llama", "facebook/opt-1.3b", "meta-llama/Llama-2-7b-hf", "llama-1b"
 
 
 def small_llama() -> PretrainedConfig:
@@ -39,7 +40,62 @@ def llama() -> PretrainedConfig:
     )  # fmt: skip
 
 
-KNOWN = {SMALL: small_llama, OPT: opt, LLAMA: llama}
+def llama_1b() -> PretrainedConfig:
+    """The published sizes of Llama-3.2-1B: 1,235,814,400 parameters, input and output embeddings being one."""
+    return LlamaConfig(
+        vocab_size=128256, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32,
+        num_key_value_heads=8, head_dim=64, max_position_embeddings=131072, rms_norm_eps=1e-5, tie_word_embeddings=True,
+        use_cache=False,
+    )  # fmt: skip
+
+
+def narrow_llama(width: int, inner: int, layers: int, heads: int) -> PretrainedConfig:
+    """A few layers of a Llama for one core.
+
+    Args:
+        width: of the hidden states.
+        inner: of the gated layers.
+        layers: how many.
+        heads: of attention, each with keys of its own.
+
+    Returns:
+        The config.
+    """
+    return LlamaConfig(
+        vocab_size=2048, hidden_size=width, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=heads,
+        num_key_value_heads=heads, max_position_embeddings=1024, use_cache=False,
+    )  # fmt: skip
+
+
+def narrow_opt(width: int, inner: int, layers: int, heads: int) -> PretrainedConfig:
+    """A few layers of an OPT for one core, without dropout.
+
+    Args:
+        width: of the hidden states.
+        inner: of the two-layer networks.
+        layers: how many.
+        heads: of attention.
+
+    Returns:
+        The config.
+    """
+    return OPTConfig(
+        vocab_size=2048, hidden_size=width, word_embed_proj_dim=width, ffn_dim=inner, num_hidden_layers=layers,
+        num_attention_heads=heads, max_position_embeddings=1024, activation_function="relu", dropout=0.0,
+        attention_dropout=0.0, layerdrop=0.0, bos_token_id=2, eos_token_id=2, pad_token_id=1, use_cache=False,
+    )  # fmt: skip
+
+
+KNOWN = {
+    SMALL: small_llama,
+    OPT: opt,
+    LLAMA: llama,
+    LLAMA_1B: llama_1b,
+    "llama-512": partial(narrow_llama, 512, 1376, 4, 8),
+    "llama-1024": partial(narrow_llama, 1024, 2752, 2, 16),
+    "opt-512": partial(narrow_opt, 512, 2048, 4, 8),
+    "opt-1024": partial(narrow_opt, 1024, 4096, 2, 16),
+}
 
 
 def config_of(base: str) -> PretrainedConfig:

@@ -8,18 +8,20 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from experiments.accounting import architectures
-from experiments.accounting.contenders import chosen, contenders
+from experiments.accounting.contenders import chosen, contenders, variants
 from experiments.accounting.memory import Bytes, fits, training_bytes
 from experiments.errors import UsageError
 from experiments.language.loading import DTYPES
 from experiments.methods import Method, unavailable
 from experiments.tasks.random_tokens import RandomTokens
+
+ALL_LINEAR = "all-linear"
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class Bench:
         rank: of the factors.
         knots: that a chain ties in a run.
         steps: of a run.
+        autocast: compute in bf16 whatever the weights' dtype.
+        checkpointing: recompute activations in the backward pass.
     """
 
     base: str
@@ -47,6 +51,8 @@ class Bench:
     rank: int
     knots: int
     steps: int
+    autocast: bool = False
+    checkpointing: bool = False
 
     def check(self) -> None:
         """Finds out whether there is such a model and such a device.
@@ -74,23 +80,31 @@ class Bench:
 
     def skeleton(self) -> nn.Module:
         """The base without data."""
-        return architectures.skeleton(architectures.config_of(self.base), DTYPES[self.dtype])
+        return self._checkpointed(architectures.skeleton(architectures.config_of(self.base), DTYPES[self.dtype]))
 
     def model(self) -> nn.Module:
         """The base with random weights, on the device."""
-        return architectures.random_model(
-            architectures.config_of(self.base), DTYPES[self.dtype], self.device
-        )  # fmt: skip
+        return self._checkpointed(
+            architectures.random_model(architectures.config_of(self.base), DTYPES[self.dtype], self.device)
+        )
 
     def task(self) -> RandomTokens:
         """Batches on the device."""
-        return RandomTokens(architectures.config_of(self.base).vocab_size, self.rows, self.length, self.device)
+        vocabulary = architectures.config_of(self.base).vocab_size
+        return RandomTokens(vocabulary, self.rows, self.length, self.device, self.autocast)
 
     def methods(self, labels: tuple[str, ...]) -> list[Method]:
         """LoRA, and the methods called `labels`; none for all."""
         linear = architectures.linear_layers(self.skeleton())
         every = contenders(self.rank, self.knots + 1, self.steps, linear=linear, half=self.dtype != "fp32")
         return chosen(every, labels)
+
+    def variants(self) -> list[Method]:
+        """What `methods` has, and what tells where its time and memory goes."""
+        config, linear = architectures.config_of(self.base), architectures.linear_layers(self.skeleton())
+        return variants(
+            self.rank, self.knots + 1, self.steps, linear=linear, half=self.dtype != "fp32", layers=config.num_hidden_layers
+        )
 
     def bytes(self, method: Method) -> Bytes:
         """What a step of the method should hold, by its shapes."""
@@ -109,6 +123,11 @@ class Bench:
         missing = unavailable(method)
         return missing or fits(self.bytes(method), (memory_of(self.device) - beside) / 1e9)
 
+    def _checkpointed(self, model: nn.Module) -> nn.Module:
+        if self.checkpointing:
+            cast(Any, model).activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+        return model
+
 
 def bench_of(config: Any, steps: int) -> Bench:
     """The bench that a study's options ask for.
@@ -121,12 +140,28 @@ def bench_of(config: Any, steps: int) -> Bench:
         The bench, checked.
     """
     auto = "cuda" if torch.cuda.is_available() else "cpu"
+    targets = targets_of(config.base, config.targets)
     bench = Bench(
         config.base, config.dtype, auto if config.device == "auto" else config.device, config.batch_size, config.length,
-        config.targets, config.rank, config.knots, steps,
+        targets, config.rank, config.knots, steps,
     )  # fmt: skip
     bench.check()
     return bench
+
+
+def targets_of(base: str, targets: tuple[str, ...]) -> tuple[str, ...]:
+    """The layers that are meant: `all-linear` stands for every linear layer but the head.
+
+    Args:
+        base: a name of `architectures.KNOWN` or a folder with a config.
+        targets: names as they were given.
+
+    Returns:
+        Names of layers.
+    """
+    if ALL_LINEAR not in targets:
+        return targets
+    return architectures.linear_layers(architectures.skeleton(architectures.config_of(base)))
 
 
 def memory_of(device: str) -> float:
@@ -142,6 +177,18 @@ def memory_of(device: str) -> float:
 def name_of(device: str) -> str:
     """What the machine is called."""
     return torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else platform.processor() or "a CPU"
+
+
+@contextmanager
+def tf32(on: bool) -> Iterator[None]:
+    """Products of float32 matrices in TF32 on a CUDA device, where `on` says so."""
+    before = torch.get_float32_matmul_precision()
+    if on:
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @contextmanager

@@ -10,21 +10,27 @@ from experiments.methods import (
     BAdam,
     BottleneckAdapters,
     ChainOfLoRA,
+    Compiled,
     DoRA,
+    FrozenFloor,
     FullFineTuning,
+    FusedLoRA,
     GaLore,
+    HalfLoRA,
     LoRA,
     LoRAFA,
     LoRAPlus,
     Method,
     PiSSA,
     PrefixTuning,
+    ReLoRA,
     RsLoRA,
 )
-from fwlora import Evenly
+from fwlora import Blocks, Evenly
 
 # No result of a count or of a clock depends on it.
 RATE = 1e-4
+FLOOR = "frozen floor"
 
 
 def contenders(rank: int, links: int, steps: int, *, linear: Sequence[str] = (), half: bool = False) -> list[Method]:
@@ -58,6 +64,41 @@ def contenders(rank: int, links: int, steps: int, *, linear: Sequence[str] = (),
         *([replace(galore, label="GaLore, half-precision weights", full_precision=False)] if half else []),
         # A block that is left after each of its steps has no state that could be weighed.
         BAdam("BAdam", RATE, switch_every=max(2, part)),
+    ]
+
+
+def variants(
+    rank: int, links: int, steps: int, *, linear: Sequence[str] = (), half: bool = False, layers: int = 1
+) -> list[Method]:
+    """The contenders, and what tells where their time and memory goes; LoRA first.
+
+    Args:
+        rank: as for `contenders`.
+        links: of the chains, but for the one that trains a block a link, which has a link for each.
+        steps: of a run; ReLoRA merges as often as a chain ties.
+        linear: as for `contenders`.
+        half: as for `contenders`.
+        layers: of the model.
+
+    Returns:
+        The methods, each with a label of its own.
+    """
+    lora, chain, b_only, *others = contenders(rank, links, steps, linear=linear, half=half)
+    assert isinstance(chain, ChainOfLoRA)
+    by_block = replace(chain, label="chain, one block a link", knots=Evenly(layers), blocks=Blocks(layers))
+    return [
+        lora,
+        FrozenFloor(FLOOR),
+        FusedLoRA("LoRA, fused AdamW", RATE, rank),
+        *([HalfLoRA("LoRA, bf16 adapters", RATE, rank)] if half else []),
+        Compiled("LoRA, compiled", lora),
+        chain,
+        b_only,
+        by_block,
+        replace(chain, label="chain, PEFT's forward", fast_layers=False),
+        Compiled("chain, compiled", chain),
+        ReLoRA("ReLoRA", RATE, rank, every=-(-steps // links)),
+        *others,
     ]
 
 

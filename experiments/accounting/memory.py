@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import cast
 
 import torch
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from experiments.accounting import shapes
 from experiments.accounting.flops import train_only
-from experiments.methods import BAdam, Method
+from experiments.methods import BAdam, ChainKeepingAdam, ChainOfLoRA, Compiled, Method
 from experiments.methods.peers import blocks
 from experiments.tasks.random_tokens import next_token_loss
+from fwlora.layers.fused import FusedLinear, fuse
 
 GB = 1e9
 
@@ -57,8 +61,8 @@ def training_bytes(
 ) -> Bytes:
     """Injects a method's layers into a model and adds up what a step of training holds.
 
-    BAdam's is that of its first block, from which the backward pass is longest. What a chain keeps on the host (its links, and
-    one byte for each adapted weight of a half-precision base) is not on the device.
+    Where a part of the model learns at a time it is the first, from which the backward pass is longest. What a chain keeps on
+    the host (its links, and one byte for each adapted weight of a half-precision base) is not on the device.
 
     Args:
         method: how the model is adapted.
@@ -76,15 +80,41 @@ def training_bytes(
     numbers = method.state_numbers(injected, targets, trained=trained)
     if isinstance(method, BAdam):
         train_only(injected, blocks(injected, trained)[0], trained)
+    compute_as_trained(method, injected)
+    idle = {parameter for layer in resting(injected) for parameter in layer.parameters()}
+    trained_ones = [parameter for parameter in injected.parameters() if parameter.requires_grad and parameter not in idle]
+    numbers -= sum(method.state_size(parameter.shape) for parameter in idle if parameter.requires_grad)
     # Moments are kept as the parameter is; BAdam steps a float32 copy.
-    trained_ones = [parameter for parameter in injected.parameters() if parameter.requires_grad]
-    width = 4 if isinstance(method, BAdam) else max(parameter.element_size() for parameter in trained_ones)
+    width = 4 if isinstance(method, BAdam) else max((parameter.element_size() for parameter in trained_ones), default=0)
     return Bytes(
         weights=sum(value.nbytes for value in (*injected.parameters(), *injected.buffers())),
         gradients=sum(parameter.nbytes for parameter in trained_ones),
         optimizer=width * numbers,
         activations=activation_bytes(injected, rows, length, example=example),
     )
+
+
+def compute_as_trained(method: Method, model: nn.Module) -> None:
+    """Lets the layers that a method has injected compute as they do under its optimizer, in the first link.
+
+    Args:
+        method: any method; only a chain's layers compute in a way of their own.
+        model: what `inject` returned.
+    """
+    method = method.method if isinstance(method, Compiled) else method
+    fast = method.fast_layers if isinstance(method, ChainOfLoRA) else isinstance(method, ChainKeepingAdam)
+    if not fast:
+        return
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer) and fuse(layer)}
+    if isinstance(method, ChainOfLoRA) and layers:
+        active = set(method.blocks.active(0, list(layers)))
+        for name, layer in layers.items():
+            cast(FusedLinear, layer).is_resting = name not in active
+
+
+def resting(model: nn.Module) -> Iterator[FusedLinear]:
+    """The layers that take no part in a chain's link."""
+    return (layer for layer in model.modules() if isinstance(layer, FusedLinear) and layer.is_resting)
 
 
 def activation_bytes(model: nn.Module, rows: int, length: int | None = None, *, example: Tensor | None = None) -> int:
@@ -118,6 +148,7 @@ class Saved(saved_tensors_hooks):
 
     def __init__(self) -> None:
         self._storages: dict[int, torch.UntypedStorage] = {}
+        self._body: set[int] | None = None
         super().__init__(self.keep, lambda tensor: tensor)
 
     def keep(self, tensor: Tensor) -> Tensor:
@@ -137,6 +168,39 @@ class Saved(saved_tensors_hooks):
         """
         excluded = {tensor.untyped_storage()._cdata for tensor in without}
         return sum(storage.nbytes() for key, storage in self._storages.items() if key not in excluded)
+
+    def body_bytes(self, without: Iterable[Tensor]) -> int:
+        """The size of the storages seen before a model's head was called, or of all where it has none.
+
+        Args:
+            without: as for `bytes`.
+
+        Returns:
+            Bytes.
+        """
+        excluded = {tensor.untyped_storage()._cdata for tensor in without}
+        body = self._storages.keys() if self._body is None else self._body
+        return sum(self._storages[key].nbytes() for key in body - excluded)
+
+    def forget(self) -> None:
+        """Lets go of what was seen."""
+        self._storages.clear()
+
+    @contextmanager
+    def before_head(self, model: nn.Module) -> Iterator[None]:
+        """Notes, while it is open, what there is when a language model calls its head, which makes the logits."""
+        head = getattr(model, "get_output_embeddings", lambda: None)()
+        if not isinstance(head, nn.Module):
+            yield
+            return
+        handle = head.register_forward_pre_hook(lambda *_: self._note())
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def _note(self) -> None:
+        self._body = set(self._storages)
 
 
 def fits(needed: Bytes, memory_gb: float, optimizer: str = "the optimizer's state") -> str | None:

@@ -1,65 +1,84 @@
-"""Two methods in turns on one machine: what slows it for a while slows both."""
+"""Many methods in turns on one machine: what slows it for a while slows all of them."""
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from time import perf_counter, process_time
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
 
 from experiments.accounting.bench import Bench, short_links
-from experiments.methods import Method
+from experiments.accounting.contenders import FLOOR
+from experiments.errors import UsageError
+from experiments.methods import BAdam, ChainOfLoRA, Compiled, Method
 from experiments.train import Setup, Task, train
-from fwlora import ChainLoRAOptimizer
+from fwlora import AllSites, ChainLoRAOptimizer
+from fwlora.errors import FwloraError
 
 Lap = tuple[float, float]
 """Wall and processor seconds."""
 
-# Steps before the first that counts: allocations, kernels' choices, the optimizer's first state.
+# Steps before the first that counts: allocations, kernels' choices, compilation, the optimizer's first state.
 WARM_UP = 2
+# The second lap of the same runner in each round.
+AGAIN = f"{FLOOR}, again"
 
 
-def race(bench: Bench, baseline: Method, contender: Method, *, on_round: Callable[[], object] = lambda: None) -> dict[str, Any]:
-    """Trains both side by side, a step of each in every round: baseline, contender, baseline again.
+def race(
+    bench: Bench, methods: Sequence[Method], rounds: int, *, on_round: Callable[[], object] = lambda: None
+) -> list[dict[str, Any]]:
+    """Trains all side by side: in every round each takes one step, in an order that changes from round to round.
 
-    The baseline's two steps of a round are of two runs, so that each step follows one of another model and finds the caches as
-    the others do; their ratio shows what the machine does by itself.
+    The frozen floor takes two, in places of their own: their ratio shows what the machine does by itself.
 
     Args:
         bench: the model and the batches.
-        baseline: what is compared with.
-        contender: what is compared.
-        on_round: called after each round.
+        methods: what is compared, in the order in which they are made.
+        rounds: that count.
+        on_round: called after each, those of the warm-up included.
 
     Returns:
-        Plain data: for each round the laps of the three steps, and the rounds in which the contender tied a knot; or the reason
-        why there are none.
+        Plain data, a row for each method and one for the floor's second lap: its laps, the rounds in which it tied a knot, the
+        part of the model that learnt in each round, how many numbers it trains; or the reason why there are none.
     """
-    row: dict[str, Any] = {"method": contender.label, "reason": None, "rounds": [], "knots": [], "parameters": None}
     gc.collect()  # what the last race left
+    torch.compiler.reset()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    row["reason"] = bench.obstacle(contender, beside=2 * bench.bytes(baseline).total)
-    if row["reason"] is not None:
-        return row
-    try:
-        with short_links():
-            runners = [Runner.ready(bench, method) for method in (baseline, contender, baseline)]
-            for number in range(WARM_UP + bench.steps):
-                laps = [runner.step() for runner in runners]
-                if number >= WARM_UP:
-                    row["rounds"].append(laps)
-                    on_round()
-    except torch.OutOfMemoryError as error:
-        return row | {"reason": f"out of memory beside {baseline.label}: {str(error).split('.')[0]}", "rounds": []}
-    return row | {
-        "knots": [step - WARM_UP - 1 for step in runners[1].knots()],
-        "parameters": sum(parameter.numel() for parameter in runners[1].setup.parameters),
-    }
+    with short_links():
+        entries = list(_entries(bench, methods))
+        for number in range(WARM_UP + rounds):
+            for place in order(len(entries), number):
+                entries[place].step(counts=number >= WARM_UP)
+            on_round()
+        return [entry.row() for entry in entries]
+
+
+def order(size: int, number: int) -> list[int]:
+    """In which order things take turns in a round.
+
+    Over as many rounds as there are things (twice as many where that is odd) each follows each other equally often.
+
+    Args:
+        size: how many.
+        number: of the round.
+
+    Returns:
+        Their indices.
+
+    Example:
+        >>> [order(4, number) for number in range(4)]
+        [[0, 3, 1, 2], [1, 0, 2, 3], [2, 1, 3, 0], [3, 2, 0, 1]]
+    """
+    zigzag = [place // 2 if place % 2 == 0 else -(place + 1) // 2 for place in range(size)]
+    turned = [(place + number) % size for place in zigzag]
+    return turned[::-1] if size % 2 and number // size % 2 else turned
 
 
 @dataclass
@@ -67,20 +86,24 @@ class Runner:
     """A run that is advanced a step at a time.
 
     Attributes:
+        method: whose it is.
         setup: model and optimizer.
         task: batches, watched.
+        steps: of the whole run.
         done: steps.
     """
 
+    method: Method
     setup: Setup
     task: Watched
+    steps: int
     done: int = 0
 
     @classmethod
     def ready(cls, bench: Bench, method: Method) -> Runner:
-        """A fresh model under a method, for as many steps as the race has."""
-        setup = method.prepare(bench.model(), bench.targets, steps=bench.steps + WARM_UP, seed=0)
-        return cls(setup, Watched(bench.task(), bench.device))
+        """A fresh model under a method."""
+        setup = method.prepare(bench.model(), bench.targets, steps=bench.steps, seed=0)
+        return cls(method, setup, Watched(bench.task(), bench.device), bench.steps)
 
     def step(self) -> Lap:
         """One step of the training loop, from the batch in hand to the end of what follows the update."""
@@ -94,7 +117,98 @@ class Runner:
     def knots(self) -> Sequence[int]:
         """The steps after which knots were tied."""
         optimizer = self.setup.optimizer
-        return [record.step for record in optimizer.ledger] if isinstance(optimizer, ChainLoRAOptimizer) else []
+        if isinstance(optimizer, ChainLoRAOptimizer):
+            return [record.step for record in optimizer.ledger]
+        return [step for step in self.method.planned_knots(self.steps) if step <= self.done]
+
+    def part(self) -> int:
+        """Which part of the model the next step trains; 0 where it is always the same."""
+        method = self.method.method if isinstance(self.method, Compiled) else self.method
+        optimizer: Any = self.setup.optimizer
+        if isinstance(method, BAdam):
+            return optimizer.current_block_idx
+        if isinstance(method, ChainOfLoRA) and not isinstance(method.blocks, AllSites):
+            return len(optimizer.ledger)
+        return 0
+
+
+@dataclass
+class Entry:
+    """A place in every round.
+
+    Attributes:
+        label: of the method, or of the floor's second lap.
+        runner: who takes the step; None where it cannot.
+        reason: why it cannot.
+        laps: of the rounds that count.
+        parts: what was trained in each of them.
+    """
+
+    label: str
+    runner: Runner | None
+    reason: str | None = None
+    laps: list[Lap] = field(default_factory=list)
+    parts: list[int] = field(default_factory=list)
+
+    def step(self, *, counts: bool) -> None:
+        """The step of a round; a variant that fails in one takes part in no other."""
+        if self.runner is None:
+            return
+        part = self.runner.part()
+        with self.trying():
+            lap = self.runner.step()
+            if counts:
+                self.laps.append(lap)
+                self.parts.append(part)
+
+    def row(self) -> dict[str, Any]:
+        """What there is to tell."""
+        if self.runner is None:
+            return {"method": self.label, "reason": self.reason, "laps": [], "knots": [], "parts": [], "parameters": None}
+        # The floor's second lap of a round makes its steps run ahead; it ties no knots.
+        return {
+            "method": self.label,
+            "reason": None,
+            "laps": self.laps,
+            "knots": [step - WARM_UP - 1 for step in self.runner.knots() if step > WARM_UP],
+            "parts": self.parts,
+            "parameters": sum(parameter.numel() for parameter in self.runner.setup.parameters),
+        }
+
+    @contextmanager
+    def trying(self) -> Iterator[None]:
+        """Ends the variant's part in the race where it is refused, with its reason."""
+        try:
+            yield
+        except Refusals as error:
+            self.runner, self.reason = None, told(error)
+
+
+Refusals = (torch.OutOfMemoryError, TorchDynamoException, UsageError, FwloraError)
+"""What a variant may end with that the others need not care for."""
+
+
+def told(error: BaseException) -> str:
+    """The first line of what went wrong, for a cell."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    return f"out of memory: {line.split('.')[0]}" if isinstance(error, torch.OutOfMemoryError) else line
+
+
+def _entries(bench: Bench, methods: Sequence[Method]) -> Iterator[Entry]:
+    """A place for each method, made one after the other; one that does not fit beside those before it has a reason."""
+    held = largest = 0
+    for method in methods:
+        needed = bench.bytes(method)
+        # One step at a time: of all activations only the largest are there at once with the others' states.
+        beside = held + max(0, largest - needed.activations)
+        entry = Entry(method.label, None, bench.obstacle(method, beside=beside))
+        if entry.reason is None:
+            with entry.trying():
+                entry.runner = Runner.ready(bench, method)
+                held, largest = held + needed.state, max(largest, needed.activations)
+        yield entry
+        if method.label == FLOOR:
+            yield Entry(AGAIN, entry.runner, entry.reason)
 
 
 @dataclass

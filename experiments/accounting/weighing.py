@@ -3,28 +3,65 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from experiments.accounting.bench import Bench, short_links
+from experiments.accounting.cases import ASKED_FOR, HALF_ONLY, Case
+from experiments.accounting.contenders import FLOOR, chosen
+from experiments.accounting.gauge import Gauge
 from experiments.accounting.memory import Saved
+from experiments.accounting.timing import Refusals, Runner, Watched, told
 from experiments.compare import one_thread
-from experiments.methods import Method
+from experiments.methods import Compiled, Method
 from experiments.tasks.random_tokens import RandomTokens, next_token_loss
 from experiments.train import Setup, backward, train
 from fwlora import ChainLoRAOptimizer
 
+# In every case where no methods are named; the first has all but those that no chain is measured against.
+FEW = ("chain", "chain, B only", "chain, one block a link")
+# Where they are named: their compiler takes a minute, and its memory is a CPU's peak.
+COMPILED = ("LoRA, compiled", "chain, compiled")
+
+
+def weighed(case: Case, labels: Sequence[str], *, first: bool) -> list[Method]:
+    """The frozen floor, LoRA, and what else takes part in a case.
+
+    Args:
+        case: where.
+        labels: of the methods; none for the usual ones.
+        first: whether this is the grid's first case.
+
+    Returns:
+        The methods, each once.
+
+    Raises:
+        UsageError: there is no method of that name.
+    """
+    every = case.bench.variants()
+    known = {method.label for method in every}.difference(COMPILED)
+    few = known.intersection(FEW)
+    usual = few if not first else known.difference(ASKED_FOR)
+    there = [label for label in labels if case.bench.dtype != "fp32" or label not in HALF_ONLY]
+    found = chosen(every, (FLOOR, *(there if labels else usual)))
+    return sorted(found, key=lambda method: method.label != FLOOR)
+
 
 def isolated(bench: Bench, method: Method) -> dict[str, Any]:
     """`weigh` in a new process, whose peak of memory nobody else has raised."""
-    # Spawned: a forked child would begin with this process's memory, and cannot use CUDA.
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    on_cpu = torch.device(bench.device).type == "cpu"
+    # Not forked from this process, whose memory the child would begin with. Forked from a server that has imported what is
+    # needed, which saves seconds a method; but what an import may have asked CUDA bars a forked child from using it.
+    kinds = multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if on_cpu and "forkserver" in kinds else "spawn")
+    if context.get_start_method() == "forkserver":
+        context.set_forkserver_preload([__name__])
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(weigh, bench, method).result()
 
 
@@ -36,28 +73,33 @@ def weigh(bench: Bench, method: Method) -> dict[str, Any]:
         method: how it is adapted.
 
     Returns:
-        Plain data: bytes of the trained parameters, their gradients, the optimizer's state, what a step saves for its backward
-        pass, and what a chain keeps on the host; beside the estimate from shapes. `peak` is what torch allocated on CUDA, or
-        else the process's peak above what it had before the model, which tells of the method only in a process of its own, and
-        None where nobody tells. `reason` says why there is nothing.
+        Plain data, in bytes: the trained parameters, their gradients, the optimizer's state, what a step saves for its backward
+        pass (`saved` at most, `mean` over the parts of the model that learn by turns; `kept` and `kept_mean` are what of it
+        autograd itself keeps, the logits apart where the loss does not need them; `body` and `body_mean` are what of it is
+        there before the head is called, None for a compiled model), and what a chain keeps on the host; beside the estimate
+        from shapes. `peak` is what torch allocated on CUDA at most beyond the base's weights (`peak_body` before the head was
+        called), or else the process's peak above what it had before the model and the base's weights, which tells of the
+        method only in a process of its own, and None where nobody tells. `reason` says why there is nothing.
     """
-    row: dict[str, Any] = {"method": method.label, "reason": bench.obstacle(method), "peak": None}
+    row: dict[str, Any] = {"method": method.label, "reason": bench.obstacle(method), "peak": None, "peak_body": None}
     if row["reason"] is not None:
         return row
     row["estimate"] = asdict(bench.bytes(method))
-    before = resident("VmRSS")
-    cuda = torch.device(bench.device).type == "cuda"
-    if cuda:
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
+    gauge = Gauge(bench.device)
     try:
         with short_links(), one_thread():
-            setup = method.prepare(bench.model(), bench.targets, steps=bench.steps, seed=0)
-            train(setup, bench.task(), steps=bench.steps)
-        row["peak"] = torch.cuda.max_memory_allocated() if cuda else _above(before)
-        return row | _held(setup, bench)
-    except torch.OutOfMemoryError as error:
-        return row | {"reason": f"out of memory: {str(error).split('.')[0]}"}
+            model = bench.model()
+            weights = sum(value.nbytes for value in (*model.parameters(), *model.buffers()))
+            setup = method.prepare(model, bench.targets, steps=bench.steps, seed=0)
+            part = Runner(method, setup, Watched(bench.task(), bench.device), bench.steps).part
+            scales, states = Scales(bench.task(), gauge, part), [0]
+            train(setup, scales, steps=bench.steps, on_step=lambda record: states.append(_bytes(_state(setup))))
+            for name, peak in (("peak", gauge.most()), ("peak_body", gauge.most_of_body)):
+                row[name] = None if peak is None else peak - weights
+            row |= {"optimizer": max(states)} | scales.facts() | _held(setup, bench)
+            return row | _untold(bench) if isinstance(method, Compiled) else row
+    except Refusals as error:
+        return row | {"reason": told(error), "peak": None, "peak_body": None}
 
 
 def tensors(value: Any, seen: set[int] | None = None) -> Iterator[Tensor]:
@@ -84,15 +126,19 @@ def tensors(value: Any, seen: set[int] | None = None) -> Iterator[Tensor]:
 
 @dataclass
 class Scales:
-    """A task that notes the most that any of its losses saves for the backward pass.
+    """A task that weighs what its losses save for the backward pass, once for each part of the model that learns by turns.
 
     Attributes:
         task: the task.
-        most: bytes.
+        gauge: of the memory in use.
+        part: which part learns now.
+        seen: bytes of each part, those that autograd alone keeps, and those of its body before the head is called.
     """
 
     task: RandomTokens
-    most: int = 0
+    gauge: Gauge
+    part: Callable[[], int]
+    seen: dict[int, tuple[int, int, int]] = field(default_factory=dict)
 
     def batches(self, step: int) -> Sequence[Tensor]:
         """The task's."""
@@ -100,27 +146,41 @@ class Scales:
 
     def loss(self, model: nn.Module, batch: Tensor) -> Tensor:
         """The task's."""
-        saved = Saved()
-        with saved:
-            logits = self.task.logits(model, batch)
-            saved.keep(logits)
-            loss = next_token_loss(logits, batch)
-        self.most = max(self.most, saved.bytes([*model.parameters(), *model.buffers()]))
+        with self.gauge.before_head(model):
+            if (part := self.part()) in self.seen:
+                return self.task.loss(model, batch)
+            saved = Saved()
+            with saved, saved.before_head(model):
+                logits = self.task.logits(model, batch)
+                loss = next_token_loss(logits, batch)
+        held = [*model.parameters(), *model.buffers()]
+        kept, body = saved.bytes(held), saved.body_bytes(held)
+        saved.keep(logits)  # whoever calls the model holds them, autograd or not
+        self.seen[part] = saved.bytes(held), kept, body
+        saved.forget()
         return loss
 
     def targets(self, batch: Tensor) -> int:
         """The task's."""
         return self.task.targets(batch)
 
+    def facts(self) -> dict[str, int]:
+        """What was weighed, as `weigh` calls it."""
+        whole, kept, body = zip(*self.seen.values(), strict=True)
+        return {
+            "saved": max(whole),
+            "mean": sum(whole) // len(whole),
+            "kept": max(kept),
+            "kept_mean": sum(kept) // len(kept),
+            "body": max(body),
+            "body_mean": sum(body) // len(body),
+        }
+
 
 def _held(setup: Setup, bench: Bench) -> dict[str, Any]:
-    """Goes on for as many steps, noting the most that is held; the gradients are those of one more, which is not taken."""
-    states: list[int] = []
-    scales = Scales(bench.task())
-    train(
-        setup, scales, steps=2 * bench.steps, start=bench.steps, on_step=lambda record: states.append(_bytes(_state(setup)))
-    )  # fmt: skip
-    backward(setup.model, scales, scales.batches(0))
+    """Parameters, the gradients of one more step, which is not taken, and what lies on the host."""
+    task = bench.task()
+    backward(setup.model, task, task.batches(0))
     parameters, optimizer, host = list(setup.model.parameters()), setup.optimizer, 0
     if isinstance(optimizer, ChainLoRAOptimizer):
         document = optimizer.state_dict()["fwlora"]
@@ -128,10 +188,14 @@ def _held(setup: Setup, bench: Bench) -> dict[str, Any]:
     return {
         "trained": _bytes(parameter for parameter in parameters if parameter.requires_grad),
         "gradients": _bytes(parameter.grad for parameter in parameters if parameter.grad is not None),
-        "optimizer": max(states),
-        "saved": scales.most,
         "host": host,
     }
+
+
+def _untold(bench: Bench) -> dict[str, None]:
+    """What cannot be told of a compiled model: it calls its head while it is traced alone, by a compiler in this process."""
+    fields = ("body", "body_mean", "peak_body") + (() if torch.device(bench.device).type == "cuda" else ("peak",))
+    return dict.fromkeys(fields)
 
 
 def _state(setup: Setup) -> Iterator[Tensor]:
@@ -146,16 +210,3 @@ def _state(setup: Setup) -> Iterator[Tensor]:
 def _bytes(found: Iterable[Tensor]) -> int:
     """Counters of steps, which are no larger for a larger model, are left out."""
     return sum(tensor.nbytes for tensor in found if tensor.ndim)
-
-
-def _above(before: int | None) -> int | None:
-    peak = resident("VmHWM")
-    return None if before is None or peak is None else peak - before
-
-
-def resident(line: str) -> int | None:
-    """A line of /proc/self/status in bytes, None where there is none. Not `getrusage`, whose peak a child inherits."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return None
-    return next(int(text.split()[1]) * 1024 for text in status.read_text().splitlines() if text.startswith(line))

@@ -4,12 +4,15 @@ They share the loop, the data order and the number of steps; what differs is wha
 """
 
 from experiments.methods.chain import ChainKeepingAdam, ChainOfLoRA, chain_with_decay
+from experiments.methods.compiled import Compiled
+from experiments.methods.floor import FrozenFloor
 from experiments.methods.full import FullFineTuning
 from experiments.methods.inner import INNERS, Inner
-from experiments.methods.lora import DoRA, LoRA, LoRAFA, LoRAPlus, PiSSA, RsLoRA
+from experiments.methods.lora import DoRA, FusedLoRA, HalfLoRA, LoRA, LoRAFA, LoRAPlus, PiSSA, RsLoRA
 from experiments.methods.method import Method, unavailable
 from experiments.methods.others import BottleneckAdapters, PrefixTuning
 from experiments.methods.peers import BAdam, GaLore
+from experiments.methods.relora import ReLoRA
 from experiments.methods.weights import effective_weights
 
 __all__ = [
@@ -18,9 +21,13 @@ __all__ = [
     "BottleneckAdapters",
     "ChainKeepingAdam",
     "ChainOfLoRA",
+    "Compiled",
     "DoRA",
+    "FrozenFloor",
     "FullFineTuning",
+    "FusedLoRA",
     "GaLore",
+    "HalfLoRA",
     "Inner",
     "LoRA",
     "LoRAFA",
@@ -28,6 +35,7 @@ __all__ = [
     "Method",
     "PiSSA",
     "PrefixTuning",
+    "ReLoRA",
     "RsLoRA",
     "chain_with_decay",
     "effective_weights",

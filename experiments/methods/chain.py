@@ -15,7 +15,7 @@ from experiments.methods.method import Plain
 from experiments.schedules import Linear, Schedule, scheduler
 from experiments.train import Setup
 from fwlora import Add, ChainLoRAOptimizer, Decay, Flat, Kaiming, Never, ResetRule
-from fwlora.rules import KnotSchedule, LinkLR, MergeRule, RankSchedule
+from fwlora.rules import AllSites, BlockRule, KnotSchedule, LinkLR, MergeRule, RankSchedule
 from fwlora.rules.knots import CountedKnots
 
 
@@ -37,6 +37,8 @@ class ChainOfLoRA(Plain):
         lora_bias: train a bias with each B.
         inner: the class of the inner optimizer; `experiments.methods.inner` says what rates it needs.
         inner_options: its options, as pairs.
+        blocks: which sites learn in a link.
+        fast_layers: False leaves PEFT's forward in its place.
     """
 
     label: str
@@ -52,6 +54,8 @@ class ChainOfLoRA(Plain):
     lora_bias: bool = False
     inner: type[torch.optim.Optimizer] = torch.optim.AdamW
     inner_options: tuple[tuple[str, Any], ...] = ()
+    blocks: BlockRule = field(default_factory=AllSites)
+    fast_layers: bool = True
 
     def prepare(self, model: nn.Module, targets: Sequence[str], *, steps: int, seed: int, trained: Sequence[str] = ()) -> Setup:
         """The chain's optimizer injects the factors itself."""
@@ -69,6 +73,8 @@ class ChainOfLoRA(Plain):
             lora_bias=self.lora_bias,
             train_modules=trained,
             inner=self.inner,
+            blocks=self.blocks,
+            fast_layers=self.fast_layers,
             seed=seed,
             **dict(self.inner_options),
         )

@@ -66,10 +66,13 @@ class LoRA(Plain):
                 warnings.filterwarnings("ignore", message=message)
             torch.manual_seed(seed)
             inject_adapter_in_model(config, model, adapter_name=ADAPTER)
-        # As a chain has them: small steps are lost on half-precision factors.
-        cast_adapter_dtype(model, ADAPTER, True)
+        self._cast(model)
         unfreeze(model, trained)
         return model
+
+    def _cast(self, model: nn.Module) -> None:
+        # As PEFT does by default and a chain has them: small steps are lost on half-precision factors.
+        cast_adapter_dtype(model, ADAPTER, True)
 
     def _options(self, model: nn.Module) -> dict[str, Any]:
         return {}
@@ -77,6 +80,23 @@ class LoRA(Plain):
     def _optimizer(self, model: nn.Module, trained: Sequence[str]) -> torch.optim.Optimizer:
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         return torch.optim.AdamW(parameters, lr=self.lr, weight_decay=0.0)
+
+
+@dataclass(frozen=True)
+class FusedLoRA(LoRA):
+    """LoRA under torch's fused AdamW."""
+
+    def _optimizer(self, model: nn.Module, trained: Sequence[str]) -> torch.optim.Optimizer:
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        return torch.optim.AdamW(parameters, lr=self.lr, weight_decay=0.0, fused=True)
+
+
+@dataclass(frozen=True)
+class HalfLoRA(LoRA):
+    """LoRA with factors and moments in the base's dtype, as PEFT's `autocast_adapter_dtype=False` leaves them."""
+
+    def _cast(self, model: nn.Module) -> None:
+        pass
 
 
 @dataclass(frozen=True)

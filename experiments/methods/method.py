@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from torch import nn
@@ -158,7 +158,8 @@ def unavailable(method: Method) -> str | None:
     for package, module in needs.items():
         if importlib.util.find_spec(module) is None:
             return f"{package} is not installed: pip install --group peers"
-    return None
+    missing: Callable[[], str | None] = getattr(method, "missing", lambda: None)
+    return missing()
 
 
 def require(method: Method) -> None:

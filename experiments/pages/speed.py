@@ -1,127 +1,26 @@
-"""The page on speed: steps and knots of each method against LoRA's in the same rounds, from records."""
+"""The page on speed: a step of each method beside LoRA's and the frozen model's in the same rounds, from records."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from experiments.accounting import targets
+from experiments.pages.laps import FLOOR, LORA, Race, Ratios, accuracies, collect
+from experiments.pages.step_targets import CHAIN, judged
 from experiments.plots import COLOURS, canvas, png
-from experiments.records import RunFolder
+from experiments.records import RunFolder, plain
 from experiments.report import Page, Table, describe
+from experiments.studies.speed import Config
 
-LORA = "LoRA"
 HEADINGS = (
-    "method", "trained parameters", "LoRA's step [ms]", "step [ms]", "step of LoRA's", "quartiles", "drift", "a knot [steps]",
-    "whole run of LoRA's",
+    "method", "trained parameters", "step [ms]", "of LoRA's", "quartiles", "of the floor's", "quartiles", "a knot [steps]",
+    "all rounds, of LoRA's",
 )  # fmt: skip
 
-
-@dataclass(frozen=True)
-class Race:
-    """A method and LoRA in turns.
-
-    Attributes:
-        row: its record.
-        clock: which of a lap's seconds count: 0 for wall, 1 for processor time.
-    """
-
-    row: Mapping[str, Any]
-    clock: int
-
-    @property
-    def name(self) -> str:
-        """The method's."""
-        return self.row["method"]
-
-    @property
-    def reason(self) -> str | None:
-        """Why nothing was measured."""
-        return self.row["reason"]
-
-    @property
-    def laps(self) -> np.ndarray:
-        """Seconds of LoRA, the method and LoRA again, a row a round."""
-        return np.asarray(self.row["rounds"], dtype=float)[:, :, self.clock]
-
-    @property
-    def ordinary(self) -> np.ndarray:
-        """Which rounds tied no knot."""
-        tied = np.zeros(len(self.laps), dtype=bool)
-        tied[self.row["knots"]] = True
-        return ~tied
-
-    @property
-    def lora(self) -> np.ndarray:
-        """LoRA's seconds a round, the mean of its two steps."""
-        return (self.laps[:, 0] + self.laps[:, 2]) / 2
-
-    @property
-    def ratios(self) -> np.ndarray:
-        """The method's step over LoRA's, in rounds without a knot."""
-        return (self.laps[:, 1] / self.lora)[self.ordinary]
-
-    @property
-    def drift(self) -> float:
-        """LoRA's second step over its first: the median; 1 where the machine is steady."""
-        return float(np.median(self.laps[:, 2] / self.laps[:, 0]))
-
-    @property
-    def knot(self) -> float | None:
-        """What a knot takes beside its step, in steps of LoRA; the median."""
-        if self.ordinary.all():
-            return None
-        own = float(np.median(self.laps[self.ordinary, 1]))
-        return float(np.median(self.laps[~self.ordinary, 1]) - own) / float(np.median(self.lora))
-
-    @property
-    def whole(self) -> float:
-        """All the method's seconds, knots and all, over LoRA's."""
-        return float(self.laps[:, 1].sum() / self.lora.sum())
-
-
-def collect(folder: RunFolder) -> list[Race]:
-    """The races, in the order in which they were run."""
-    clock = 0 if folder.read_json("machine.json")["device"].startswith("cuda") else 1
-    return [Race(row, clock) for row in folder.rows("races.jsonl")]
-
-
-def table(races: Sequence[Race]) -> Table:
-    """All methods; one that could not run has its reason in a cell."""
-    rows = []
-    for race in races:
-        if race.reason is not None:
-            rows.append([race.name, race.reason, *["-"] * (len(HEADINGS) - 2)])
-            continue
-        low, middle, high = np.quantile(race.ratios, (0.25, 0.5, 0.75))
-        rows.append([
-            race.name, f"{race.row['parameters']:,}", f"{1e3 * np.median(race.lora):.1f}",
-            f"{1e3 * np.median(race.laps[race.ordinary, 1]):.1f}", f"{middle:.3f}", f"{low:.3f} to {high:.3f}",
-            f"{race.drift:.3f}", "-" if race.knot is None else f"{race.knot:.2f}", f"{race.whole:.3f}",
-        ])  # fmt: skip
-    return Table(HEADINGS, rows)
-
-
-def findings(races: Sequence[Race]) -> list[str]:
-    """What the numbers say: how far the machine lets ratios be told apart, and then each method's."""
-    said = []
-    for race in races:
-        if race.reason is not None:
-            said.append(f"{race.name}: not measured; {race.reason}.")
-            continue
-        low, middle, high = np.quantile(race.ratios, (0.25, 0.5, 0.75))
-        spread = f"{middle:.2f} of LoRA's, half of the rounds between {low:.2f} and {high:.2f}"
-        if race.name == LORA:
-            said.append(
-                f"LoRA against itself: a step takes {spread}; what differs from LoRA by no more is not told apart here."
-            )
-            continue
-        knots = "" if race.knot is None else f"; a knot takes {race.knot:.2f} steps of LoRA's, and"
-        whole = f" the run with its {len(race.row['knots'])} knots {race.whole:.2f} of LoRA's" if knots else ""
-        said.append(f"{race.name}: a step takes {spread}{knots}{whole}.")
-    return said
+CAPTION = "{} over LoRA's in the same round, a dot a round, knots left out; dots beyond the frame too. Line: what is typical."
 
 
 def build(folder: RunFolder) -> str:
@@ -133,48 +32,195 @@ def build(folder: RunFolder) -> str:
     Returns:
         The page.
     """
-    races, config, machine = collect(folder), folder.read_json("config.json"), folder.read_json("machine.json")
-    page = Page("How fast is a step?", f"{sizes(config)}; {config['steps']} rounds on {machine['name']}.")
-    page.findings(findings(races))
-    page.table(table(races))
-    page.figure("step-ratios", ratios(races), "A step's time over LoRA's in the same round; knots left out. Line: median.")
+    races, gradients = collect(folder), accuracies(folder)
+    config, machine = folder.read_json("config.json"), folder.read_json("machine.json")
+    aims = judged(races, gradients, config)
+    page = Page("How fast is a step?", f"{sizes(config)}; {config['rounds']} rounds a case on {machine['name']}.")
+    page.findings([*targets.findings(aims), *findings(races)])
+    if aims:
+        page.heading("Targets")
+        page.table(targets.table(aims))
+    for place, race in enumerate(races):
+        page.heading(race.label)
+        page.table(table(race))
+        if place == 0 and methods_of(race):
+            page.figure("rounds", dots(methods_of(race)), CAPTION.format("A step's time"))
+    if len(cases_of(races)) > 1:
+        page.figure("cases", dots(cases_of(races)), CAPTION.format("Case by case, the time of the chain's step"))
+    page.heading("Gradients")
+    page.table(exactness(gradients))
     page.heading("How to read this")
-    clock = "wall time, the device waited for" if races[0].clock == 0 else "processor time on one thread"
-    page.paragraph(
-        f"Weights and tokens are random; times are {clock}. In each round LoRA takes a step, the method takes one, and LoRA "
-        "takes one in a run of its own, so that each step follows one of another model. The ratio is the method's over the "
-        "mean of LoRA's two: what slows the machine slows both. Drift is LoRA's second step over its first. A knot's cost is a "
-        "step with a knot less the median step without. In the whole run, GaLore's new subspaces and BAdam's new blocks, as "
-        "many as a chain has links, are counted too."
-    )
-    page.code("python -m experiments speed")
+    for text in reading(races, config):
+        page.paragraph(text)
+    page.code(command(config))
     return page.publish(folder, describe(folder.read_json("environment.json")))
+
+
+def show(folder: RunFolder) -> None:
+    """Prints the tables and the findings.
+
+    Args:
+        folder: where the records are.
+    """
+    races = collect(folder)
+    for race in races:
+        print(f"\n{race.label}\n{table(race).to_text()}")
+    aims = judged(races, accuracies(folder), folder.read_json("config.json"))
+    if aims:
+        print(f"\n{targets.table(aims).to_text()}")
+    print("", *targets.findings(aims), *findings(races), f"\nReport: {folder.path / 'report.html'}", sep="\n")
+
+
+def table(race: Race) -> Table:
+    """All methods of a case; one that could not run has its reason in a cell."""
+    rows = []
+    for name in race.names:
+        row = race.rows[name]
+        if not race.ran(name):
+            rows.append([name, str(race.reason(name)), *["-"] * (len(HEADINGS) - 2)])
+            continue
+        knot, whole = race.knot(name), race.whole(name)
+        rows.append([
+            name, f"{row['parameters']:,}", f"{1e3 * race.step(name):.1f}", *cells(race.ratios(name, LORA)),
+            *cells(race.ratios(name, FLOOR)), "-" if knot is None else f"{knot:.2f}", "-" if whole is None else f"{whole:.3f}",
+        ])  # fmt: skip
+    return Table(HEADINGS, rows)
+
+
+def cells(ratios: Ratios | None) -> list[str]:
+    """What is typical, and the quartiles."""
+    return ["-", "-"] if ratios is None else [f"{ratios.typical:.3f}", "{:.3f} to {:.3f}".format(*ratios.quartiles)]
+
+
+def findings(races: Sequence[Race]) -> list[str]:
+    """What the numbers say: the chain in every case, every method in the first, and how steady the machine was."""
+    said = []
+    for race in races:
+        missing = next((name for name in (FLOOR, LORA, CHAIN) if name in race.rows and not race.ran(name)), None)
+        if missing is not None:
+            said.append(f"{race.label}: {missing} is not measured; {race.reason(missing)}.")
+        elif CHAIN in race.rows:
+            said.append(
+                f"{race.label}: a chain's step takes {race.typical(CHAIN, LORA):.2f} of LoRA's and "
+                f"{race.typical(CHAIN, FLOOR):.2f} of the frozen floor's; LoRA's takes {race.typical(LORA, FLOOR):.2f}."
+            )
+    return [*said, *everyone(races[0]), *steadiness(races)]
+
+
+def everyone(race: Race) -> list[str]:
+    """Each method's step in a case, the shortest first, and why there is none of some."""
+    found = {name: ratio for name in race.names if name != LORA and (ratio := race.typical(name, LORA)) is not None}
+    listed = ", ".join(f"{name.replace(',', '')} {found[name]:.2f}" for name in sorted(found, key=found.__getitem__))
+    absent = [name for name in race.names if not race.ran(name) and name not in {FLOOR, LORA, CHAIN}]
+    return [
+        *([f"a step in LoRA's steps, {race.label}: {listed}."] if found else []),
+        *[f"{name}: not measured, {race.label}; {race.reason(name)}." for name in absent],
+    ]
+
+
+def steadiness(races: Sequence[Race]) -> list[str]:
+    """How far the machine lets ratios be told apart."""
+    drifts = {race.label: race.drift for race in races if race.drift is not None}
+    if not drifts:
+        return []
+    medians = [drift.typical for drift in drifts.values()]
+    worst = max(drifts, key=lambda label: drifts[label].quartiles[1] - drifts[label].quartiles[0])
+    low, high = drifts[worst].quartiles
+    return [
+        f"steadiness: the floor's second lap of a round over its first has medians of {min(medians):.3f} to "
+        f"{max(medians):.3f} over the cases; where it varies most, {worst}, half of the rounds lie between {low:.3f} and "
+        f"{high:.3f}."
+    ]
+
+
+def exactness(gradients: Sequence[Mapping[str, Any]]) -> Table:
+    """How far the factors' gradients are from PEFT's, and both from float32."""
+    rows = []
+    for row in gradients:
+        if row["reason"] is not None:
+            rows.append([row["case"], row["reason"], *["-"] * 5])
+            continue
+        beside = ["-"] * 4
+        if row["chain"] is not None:
+            errors = [f"{row[name]:.2e}" for name in ("chain", "lora")]
+            beside = [*errors, f"{row['chain'] / row['lora']:.3f}", f"{row['paired']:.3f}"]
+        rows.append([row["case"], f"{row['difference']:.1e}", f"{row['largest']:.1e}", *beside])
+    headings = ("case", "difference from LoRA's", "in a factor", "median error", "LoRA's", "over LoRA's", "factor by factor")
+    return Table(headings, rows)
+
+
+def reading(races: Sequence[Race], config: Mapping[str, Any]) -> list[str]:
+    """How the numbers came about."""
+    clock = "wall time, the device waited for" if races[0].clock == 0 else "processor time on one thread"
+    return [
+        f"Weights and tokens are random; times are {clock}. All methods of a case are there at the same time, and in every "
+        "round each takes one step of training. The order changes from round to round so that each follows each other equally "
+        "often. A ratio is taken within a round, so that what slows the machine slows both; the tables have the median over "
+        "the rounds and its quartiles. The first steps of each, in which a model is compiled, do not count.",
+        "LoRA is PEFT's default, float32 factors on the base as it is, under torch's AdamW as it comes. The frozen floor is "
+        "the model without adapters, forward and backward to the output of its embeddings, without an optimizer; it takes two "
+        "laps in every round, and ratios are to their mean. Adapting q_proj and v_proj alone can go below it: the first layer "
+        "then needs no gradient of its inputs.",
+        f"A chain ties {config['knots']} knots in a run, with one block a link one for each block but the last; ReLoRA merges "
+        "as often. A step with a knot counts as a knot and not as a step: its cost is that step less a median step without, in "
+        "steps of LoRA. Few are seen here, and `knot-cost` measures them well. Where one part of the model is trained after "
+        "another, the ratio is the mean of the parts' medians. The last column has all rounds in it: knots, GaLore's new "
+        "subspaces, BAdam's new blocks.",
+        "Gradients are those of all factors for each of some batches at the same weights and factors, B not zero. A difference "
+        "is relative to the length of LoRA's gradient, all factors as one vector or, in the next column, the largest of a "
+        "factor by itself. Errors are distances to the gradients of a float32 model with the same values, medians over factors "
+        "and batches; factor by factor is the median of the chain's error over LoRA's.",
+    ]
 
 
 def sizes(config: Mapping[str, Any]) -> str:
     """What was run, in words."""
-    batch = f"{config['batch_size']} rows of {config['length']} tokens"
-    return f"{config['base']} in {config['dtype']}, {batch}, rank {config['rank']}"
+    batches = " or ".join(str(size) for size in config["batch_sizes"])
+    extra = [word for option, word in (("autocast", "autocast"), ("checkpointing", "gradient checkpointing"), ("tf32", "TF32"))
+             if config[option]]  # fmt: skip
+    return ", ".join([f"{batches} rows of {config['length']} tokens, rank {config['rank']}, no dropout", *extra])
 
 
-def ratios(races: Sequence[Race]) -> bytes:
-    """Every round's ratio as a dot, one line a method.
+def command(config: Mapping[str, Any]) -> str:
+    """What repeats the run: every option that is not as it comes, but for the folder."""
+    default, said = plain(Config()), ["python -m experiments speed"]
+    for name, value in config.items():
+        if name == "out" or value == default[name]:
+            continue
+        words = [f'"{item}"' if " " in str(item) else str(item) for item in (value if isinstance(value, list) else [value])]
+        said.append(f"--{name.replace('_', '-')}" + ("" if value is True else f" {' '.join(words)}"))
+    return " ".join(said)
+
+
+def methods_of(race: Race) -> dict[str, Ratios]:
+    """Every method over LoRA."""
+    return {name: found for name in race.names if name != LORA and (found := race.ratios(name, LORA)) is not None}
+
+
+def cases_of(races: Sequence[Race]) -> dict[str, Ratios]:
+    """The chain over LoRA, case by case."""
+    return {race.label: found for race in races if (found := race.ratios(CHAIN, LORA)) is not None}
+
+
+def dots(shown: Mapping[str, Ratios]) -> bytes:
+    """Every round's ratio as a dot, one line each, and what is typical as a bar.
 
     Args:
-        races: those that were run are drawn.
+        shown: ratios by name.
 
     Returns:
         A PNG.
     """
-    shown = [race for race in races if race.reason is None]
     figure, axes = canvas(7.2, 0.32 * len(shown) + 1.1)
     axes.axvline(1.0, color="#9aa1a9", linewidth=1, linestyle="--")
-    for place, race in enumerate(shown):
-        offsets = 0.12 * (np.arange(len(race.ratios)) % 3 - 1)
-        axes.plot(race.ratios, place + offsets, "o", color=COLOURS[0], alpha=0.3, markersize=3.5, markeredgewidth=0)
-        axes.plot([np.median(race.ratios)] * 2, [place - 0.3, place + 0.3], color=COLOURS[1], linewidth=2)
-    axes.set_yticks(range(len(shown)), [race.name for race in shown])
+    for place, ratios in enumerate(shown.values()):
+        offsets = 0.12 * (np.arange(len(ratios.values)) % 3 - 1)
+        axes.plot(ratios.values, place + offsets, "o", color=COLOURS[0], alpha=0.3, markersize=3.5, markeredgewidth=0)
+        axes.plot([ratios.typical] * 2, [place - 0.3, place + 0.3], color=COLOURS[1], linewidth=2)
+    axes.set_yticks(range(len(shown)), list(shown))
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
-    axes.set(xlabel="step time / LoRA's")
+    # A new subspace of GaLore takes several steps: on a scale that shows it nothing else is told apart.
+    right = min(max(float(ratios.values.max()) for ratios in shown.values()), 1.6 * max(r.typical for r in shown.values()))
+    axes.set(xlabel="step time / LoRA's", xlim=(0, 1.05 * right))
     return png(figure)

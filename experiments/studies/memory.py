@@ -5,82 +5,99 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from experiments.options import Flag
+
 
 @dataclass(frozen=True)
 class Config:
-    """Weigh every method on random weights and random tokens, some steps with knots inside.
+    """Weigh every method on random weights and random tokens; each base with each dtype and each set of targets.
 
     Attributes:
-        base: small-llama, facebook/opt-1.3b, meta-llama/Llama-2-7b-hf, or a folder with a config.json.
-        methods: labels of the methods to weigh beside LoRA; none for all.
-        targets: layers to adapt.
+        bases: llama-512, opt-512, llama-1024, opt-1024, llama-1b, small-llama, facebook/opt-1.3b, meta-llama/Llama-2-7b-hf, or
+            folders with a config.json.
+        dtypes: of the base's weights: fp32, bf16 or fp16.
+        targets: sets of layers to adapt: all-linear, or names joined by +.
+        batch_sizes: rows of a step.
+        methods: labels of the methods to weigh beside the frozen floor and LoRA; none for most in the first case and few in
+            the others. Compiled ones are weighed where they are named.
         rank: of the factors, of GaLore's subspace and of the bottlenecks.
-        steps: of a run.
+        steps: of a run; as many as the base has layers show each block of a chain that trains one block a link.
         knots: that a chain ties in them.
-        batch_size: rows of a step.
         length: tokens of a row.
-        dtype: of the base's weights: fp32, bf16 or fp16.
         device: cpu, cuda, or auto for CUDA where there is CUDA.
+        autocast: compute in bf16 whatever the weights' dtype.
+        checkpointing: recompute activations in the backward pass.
         in_process: weigh all methods in this process instead of each in its own; on a CPU, no peak is told then.
-        out: folder for records, figure and report.
+        out: folder for records, figures and report.
     """
 
-    base: str = "small-llama"
+    bases: tuple[str, ...] = ("llama-512", "opt-512")
+    dtypes: tuple[str, ...] = ("bf16", "fp32")
+    targets: tuple[str, ...] = ("all-linear", "q_proj+v_proj")
+    batch_sizes: tuple[int, ...] = (4,)
     methods: tuple[str, ...] = ()
-    targets: tuple[str, ...] = ("q_proj", "v_proj")
     rank: int = 8
     steps: int = 8
     knots: int = 3
-    batch_size: int = 4
-    length: int = 64
-    dtype: str = "bf16"
+    length: int = 256
     device: str = "auto"
-    in_process: bool = False
+    autocast: Flag = False
+    checkpointing: Flag = False
+    in_process: Flag = False
     out: Path = Path("results/memory")
 
 
 PRESETS = {
-    "smoke": Config(methods=("chain", "full fine-tuning"), steps=4, batch_size=2, length=16, device="cpu", in_process=True),
-    "opt-1.3b": Config(base="facebook/opt-1.3b", batch_size=8, length=256, steps=50, device="cuda"),
-    "llama-2-7b": Config(base="meta-llama/Llama-2-7b-hf", batch_size=8, length=256, steps=50, device="cuda"),
-}
+    "smoke": Config(
+        bases=("small-llama",), dtypes=("bf16",), targets=("q_proj+v_proj",), batch_sizes=(2,),
+        methods=("chain", "full fine-tuning"), steps=4, length=16, device="cpu", in_process=True,
+    ),
+    "opt-1.3b": Config(
+        bases=("facebook/opt-1.3b",), dtypes=("bf16",), batch_sizes=(1, 16, 64), steps=24, device="cuda"
+    ),
+    "llama-1b": Config(bases=("llama-1b",), dtypes=("bf16",), batch_sizes=(1, 16, 64), steps=16, device="cuda"),
+    "llama-2-7b": Config(
+        bases=("meta-llama/Llama-2-7b-hf",), dtypes=("bf16",), batch_sizes=(1, 8), steps=32, device="cuda"
+    ),
+}  # fmt: skip
 
 
 def run(config: Config) -> None:
-    """Weighs, builds the report from the records and prints its table.
+    """Weighs, builds the report from the records and prints its tables.
 
     Args:
         config: sizes and places.
 
     Raises:
-        UsageError: a size is too small, a name or device does not exist, or LoRA itself does not fit.
+        UsageError: a size is too small, a name or device does not exist, or LoRA itself fits in no case.
     """
     from experiments.errors import UsageError
     from experiments.starting import open_folder, prepare
 
     prepare(config)
-    from experiments.accounting.bench import bench_of, name_of
-    from experiments.accounting.weighing import isolated, weigh
+    from experiments.accounting.bench import name_of
+    from experiments.accounting.cases import cases_of
+    from experiments.accounting.weighing import isolated, weigh, weighed
     from experiments.pages import memory as page
     from experiments.progress import progress
 
     if config.steps <= config.knots:
         raise UsageError(f"--steps {config.steps}: {config.knots} knots need at least {config.knots + 1} steps.")
-    bench = bench_of(config, config.steps)
-    methods = bench.methods(config.methods)
-    if (reason := bench.obstacle(methods[0])) is not None:
-        raise UsageError(f"--base {config.base}: LoRA itself {reason}.")
+    cases = cases_of(config, config.steps)
+    work = [(case, method) for place, case in enumerate(cases) for method in weighed(case, config.methods, first=place == 0)]
+    reasons = [case.bench.obstacle(method) for case, method in work if method.label == "LoRA"]
+    if None not in reasons:
+        raise UsageError(f"--bases {' '.join(config.bases)}: LoRA itself {reasons[0]}.")
     folder = open_folder(config)
-    folder.write_json("machine.json", {"device": bench.device, "name": name_of(bench.device)})
-    rows = []
-    with progress(total=len(methods), description="weighing", unit="method") as bar:
-        for method in methods:
-            bar.set_postfix_str(method.label)
-            row = weigh(bench, method) if config.in_process else isolated(bench, method)
+    device = cases[0].bench.device
+    folder.write_json("machine.json", {"device": device, "name": name_of(device)})
+    folder.replace_rows("weights.jsonl", [])
+    with progress(total=len(work), description="weighing", unit="method") as bar:
+        for case, method in work:
+            bar.set_postfix_str(f"{case.label}: {method.label}")
+            row = case.facts | (weigh if config.in_process else isolated)(case.bench, method)
             # The peak of a process that did other things before is no method's.
-            rows.append(row | {"peak": None} if config.in_process and bench.device == "cpu" else row)
+            folder.append("weights.jsonl", row | {"peak": None} if config.in_process and device == "cpu" else row)
             bar.update()
-    folder.replace_rows("weights.jsonl", rows)
     page.build(folder)
-    rows = folder.rows("weights.jsonl")
-    print(f"\n{page.table(rows).to_text()}\n", *page.findings(rows), f"\nReport: {folder.path / 'report.html'}", sep="\n")
+    page.show(folder)

@@ -1,51 +1,70 @@
-"""How fast is a step? Each method beside LoRA in one process, a step of each in turn, with knots inside."""
+"""How fast is a step? Every method in one process, a step of each in every round, beside LoRA and the frozen model."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
+from experiments.options import Flag
+
 
 @dataclass(frozen=True)
 class Config:
-    """Time every method's step against LoRA's on random weights and random tokens.
+    """Time a step of every method on random weights and random tokens; each base with each dtype and each set of targets.
 
     Attributes:
-        base: small-llama, facebook/opt-1.3b, meta-llama/Llama-2-7b-hf, or a folder with a config.json.
-        methods: labels of the methods to time beside LoRA; none for all.
-        targets: layers to adapt.
+        bases: llama-512, opt-512, llama-1024, opt-1024, llama-1b, small-llama, facebook/opt-1.3b, meta-llama/Llama-2-7b-hf, or
+            folders with a config.json.
+        dtypes: of the base's weights: fp32, bf16 or fp16.
+        targets: sets of layers to adapt: all-linear, or names joined by +.
+        batch_sizes: rows of a step.
+        methods: labels of the methods to time beside the frozen floor and LoRA; none for few in every case and most in the
+            first.
         rank: of the factors, of GaLore's subspace and of the bottlenecks.
-        steps: rounds, each of a step of the method between two of LoRA's.
+        rounds: of a case, each of a step of every method.
         knots: that a chain ties in them.
-        batch_size: rows of a step.
         length: tokens of a row.
-        dtype: of the base's weights: fp32, bf16 or fp16.
         device: cpu, cuda, or auto for CUDA where there is CUDA.
-        out: folder for records, figure and report.
+        autocast: compute in bf16 whatever the weights' dtype.
+        checkpointing: recompute activations in the backward pass.
+        tf32: let a CUDA device multiply float32 matrices in TF32.
+        out: folder for records, figures and report.
     """
 
-    base: str = "small-llama"
+    bases: tuple[str, ...] = ("llama-512", "opt-512", "llama-1024", "opt-1024")
+    dtypes: tuple[str, ...] = ("bf16", "fp32")
+    targets: tuple[str, ...] = ("all-linear", "q_proj+v_proj")
+    batch_sizes: tuple[int, ...] = (4,)
     methods: tuple[str, ...] = ()
-    targets: tuple[str, ...] = ("q_proj", "v_proj")
     rank: int = 8
-    steps: int = 50
+    rounds: int = 18
     knots: int = 3
-    batch_size: int = 4
-    length: int = 64
-    dtype: str = "fp32"
+    length: int = 256
     device: str = "auto"
+    autocast: Flag = False
+    checkpointing: Flag = False
+    tf32: Flag = False
     out: Path = Path("results/speed")
 
 
+# Where most methods run, rounds are three for each of the model's layers: a chain by blocks has a link for each.
 PRESETS = {
-    "smoke": Config(methods=("chain", "full fine-tuning"), steps=7, batch_size=2, length=16, device="cpu"),
-    "opt-1.3b": Config(base="facebook/opt-1.3b", batch_size=8, length=256, dtype="bf16", device="cuda"),
-    "llama-2-7b": Config(base="meta-llama/Llama-2-7b-hf", batch_size=8, length=256, dtype="bf16", device="cuda"),
-}
+    "smoke": Config(
+        bases=("small-llama",), dtypes=("bf16",), targets=("q_proj+v_proj",), batch_sizes=(2,),
+        methods=("chain", "full fine-tuning"), rounds=7, length=16, device="cpu",
+    ),
+    "opt-1.3b": Config(
+        bases=("facebook/opt-1.3b",), dtypes=("bf16",), batch_sizes=(1, 16, 64), rounds=72, device="cuda"
+    ),
+    "llama-1b": Config(bases=("llama-1b",), dtypes=("bf16",), batch_sizes=(1, 16, 64), rounds=48, device="cuda"),
+    "llama-2-7b": Config(
+        bases=("meta-llama/Llama-2-7b-hf",), dtypes=("bf16",), methods=("chain",), rounds=30, device="cuda"
+    ),
+}  # fmt: skip
 
 
 def run(config: Config) -> None:
-    """Times, builds the report from the records and prints its table.
+    """Times, builds the report from the records and prints its tables.
 
     Args:
         config: sizes and places.
@@ -57,26 +76,29 @@ def run(config: Config) -> None:
     from experiments.starting import open_folder, prepare
 
     prepare(config)
-    from experiments.accounting.bench import bench_of, name_of
+    from experiments.accounting.bench import name_of, tf32
+    from experiments.accounting.cases import cases_of
+    from experiments.accounting.gradients import accuracy
     from experiments.accounting.timing import WARM_UP, race
     from experiments.compare import one_thread
     from experiments.pages import speed as page
     from experiments.progress import progress
 
-    if config.steps <= WARM_UP * config.knots:
-        raise UsageError(f"--steps {config.steps}: {config.knots} knots need at least {WARM_UP * config.knots + 1} steps.")
-    bench = bench_of(config, config.steps)
-    lora, *others = bench.methods(config.methods)
-    if (reason := bench.obstacle(lora, beside=2 * bench.bytes(lora).total)) is not None:
-        raise UsageError(f"--base {config.base}: three models under LoRA do not fit; one beside two others {reason}.")
+    if config.rounds <= WARM_UP * config.knots:
+        least = WARM_UP * config.knots + 1
+        raise UsageError(f"--rounds {config.rounds}: {config.knots} knots need at least {least} rounds.")
+    cases = cases_of(config, steps=config.rounds + WARM_UP)
+    work = [(case, case.methods(config.methods, first=place == 0)) for place, case in enumerate(cases)]
     folder = open_folder(config)
-    folder.write_json("machine.json", {"device": bench.device, "name": name_of(bench.device)})
-    rows = []
-    with progress(total=(1 + len(others)) * config.steps, description="racing", unit="round") as bar, one_thread():
-        for method in (lora, *others):
-            bar.set_postfix_str(method.label)
-            rows.append(race(bench, lora, method, on_round=bar.update))
-    folder.replace_rows("races.jsonl", rows)
+    folder.write_json("machine.json", {"device": cases[0].bench.device, "name": name_of(cases[0].bench.device)})
+    folder.replace_rows("laps.jsonl", [])
+    folder.replace_rows("gradients.jsonl", [])
+    total = len(cases) * (config.rounds + WARM_UP)
+    with progress(total=total, description="racing", unit="round") as bar, one_thread(), tf32(config.tf32):
+        for case, methods in work:
+            bar.set_postfix_str(case.label)
+            folder.append("gradients.jsonl", case.facts | accuracy(case.bench))
+            for row in race(case.bench, methods, config.rounds, on_round=bar.update):
+                folder.append("laps.jsonl", case.facts | row)
     page.build(folder)
-    results = page.collect(folder)
-    print(f"\n{page.table(results).to_text()}\n", *page.findings(results), f"\nReport: {folder.path / 'report.html'}", sep="\n")
+    page.show(folder)

@@ -18,12 +18,14 @@ class RandomTokens:
         rows: of a batch.
         length: tokens of a row.
         device: where the batch is made.
+        autocast: compute in bf16 whatever the weights' dtype.
     """
 
     vocabulary: int
     rows: int
     length: int
     device: str = "cpu"
+    autocast: bool = False
 
     def batches(self, step: int) -> list[Tensor]:
         """The tokens of step `step`."""
@@ -38,7 +40,8 @@ class RandomTokens:
         """The model's, with one token masked: batches of text are padded, and without padding attention takes another path."""
         mask = torch.ones_like(batch)
         mask[0, 0] = 0
-        return model(input_ids=batch, attention_mask=mask).logits
+        with torch.autocast(batch.device.type, torch.bfloat16, enabled=self.autocast):
+            return model(input_ids=batch, attention_mask=mask).logits
 
     def targets(self, batch: Tensor) -> int:
         """Tokens predicted."""

@@ -18,12 +18,15 @@ from experiments.methods import (
     ChainOfLoRA,
     DoRA,
     FullFineTuning,
+    FusedLoRA,
     GaLore,
+    HalfLoRA,
     LoRA,
     LoRAFA,
     LoRAPlus,
     PiSSA,
     PrefixTuning,
+    ReLoRA,
     RsLoRA,
 )
 from fwlora import Evenly, StepDown
@@ -38,6 +41,9 @@ LLAMA = LlamaConfig(
 LORAS = [
     LoRA("LoRA", 1e-2, 2),
     LoRA("LoRA with biases", 1e-2, 2, lora_bias=True),
+    FusedLoRA("fused LoRA", 1e-2, 2),
+    HalfLoRA("half LoRA", 1e-2, 2),
+    ReLoRA("ReLoRA", 1e-2, 2, every=2),
     LoRAPlus("LoRA+", 1e-2, 2),
     LoRAFA("LoRA-FA", 1e-2, 2),
     RsLoRA("rsLoRA", 1e-2, 2),
@@ -48,6 +54,7 @@ CHAINS = [
     ChainOfLoRA("chain", 1e-2, 2, Evenly(2)),
     ChainOfLoRA("narrowing chain", 1e-2, StepDown([2, 1]), Evenly(2)),
     ChainOfLoRA("chain of B", 1e-2, 2, Evenly(2), freeze_A=True),
+    ChainOfLoRA("chain by PEFT", 1e-2, 2, Evenly(2), fast_layers=False),
     ChainKeepingAdam("kept", 1e-2, 2, 2),
 ]
 INNER_CHAINS = [

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import AutoModelForCausalLM, OPTConfig
 
@@ -15,15 +17,21 @@ from experiments.__main__ import main
 from experiments.accounting import bench as benches
 from experiments.accounting.architectures import LLAMA, config_of, skeleton
 from experiments.accounting.bench import Bench
+from experiments.accounting.cases import Case
 from experiments.accounting.memory import Bytes, Saved, activation_bytes, fits, training_bytes
-from experiments.accounting.weighing import isolated, tensors, weigh
-from experiments.methods import FullFineTuning, LoRA
+from experiments.accounting.weighing import isolated, tensors, weigh, weighed
+from experiments.methods import ChainOfLoRA, Compiled, FullFineTuning, LoRA, Method
 from experiments.pages import memory as page
+from experiments.pages.memory_targets import judged, why
+from experiments.pages.weighings import B_ONLY, BY_BLOCK, CHAIN, FLOOR, LORA, Weighing, collect
 from experiments.records import RunFolder
 from experiments.tasks.random_tokens import RandomTokens, next_token_loss
+from fwlora import Blocks, Evenly
+from fwlora.layers.fused import fuse
 
 LABELS = [
-    "LoRA", "chain", "chain, B only", "LoRA+", "LoRA-FA", "rsLoRA", "DoRA", "PiSSA", "prefix tuning", "bottleneck adapters",
+    "LoRA", "frozen floor", "LoRA, fused AdamW", "LoRA, bf16 adapters", "chain", "chain, B only", "chain, one block a link",
+    "chain, PEFT's forward", "ReLoRA", "LoRA+", "LoRA-FA", "rsLoRA", "DoRA", "PiSSA", "prefix tuning", "bottleneck adapters",
     "full fine-tuning", "GaLore", "GaLore, half-precision weights", "BAdam",
 ]  # fmt: skip
 
@@ -38,9 +46,9 @@ def bench(tiny_model: Path) -> Bench:
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
 def test_the_estimate_is_what_a_step_holds(bench: Bench, label: str, dtype: str):
     bench = replace(bench, dtype=dtype)
-    methods = {method.label: method for method in bench.methods(())}
+    methods = {method.label: method for method in bench.variants()}
     if label not in methods:
-        assert label.endswith("half-precision weights")
+        assert label in {"GaLore, half-precision weights", "LoRA, bf16 adapters"}
         assert dtype == "fp32"
         return
     row = weigh(bench, methods[label])
@@ -110,6 +118,123 @@ def test_a_half_precision_chain_keeps_links_and_rounding_errors_on_the_host(benc
     assert weigh(replace(bench, dtype="fp32"), chain)["host"] == link
 
 
+def method_of(bench: Bench, label: str) -> Method:
+    (found,) = [method for method in bench.variants() if method.label == label]
+    return found
+
+
+def layer_of(dtype: torch.dtype, *, fused: bool, freeze_A: bool = False) -> nn.Module:
+    """A Linear of 8 inputs and 6 outputs with factors of rank 2 in float32."""
+    model = LoRA("LoRA", 1e-3, 2).inject(nn.Sequential(nn.Linear(8, 6, bias=False)).to(dtype), ["0"])
+    layer: Any = model[0]  # pyright: ignore[reportIndexIssue]
+    layer.lora_A["default"].weight.requires_grad_(not freeze_A)
+    assert not fused or fuse(layer)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("dtype", "fused", "freeze_A", "numbers"),
+    [
+        # x, x A^T and the output before it is added to: (5, 8), (5, 2) and, being the output, (5, 6).
+        (torch.float32, False, False, 4 * 5 * (8 + 2 + 6)),
+        (torch.float32, True, False, 4 * 5 * (8 + 2 + 6)),
+        # PEFT keeps x in float32, and x A^T; the fused layer both as the base is.
+        (torch.bfloat16, False, False, 4 * 5 * (8 + 2) + 2 * 5 * 6),
+        (torch.bfloat16, True, False, 2 * 5 * (8 + 2 + 6)),
+        # Nothing is kept for a frozen A.
+        (torch.float32, True, True, 4 * 5 * (2 + 6)),
+        (torch.bfloat16, True, True, 2 * 5 * (2 + 6)),
+    ],
+)
+def test_a_layer_saves_what_its_gradients_need(dtype: torch.dtype, fused: bool, freeze_A: bool, numbers: int):
+    layer = layer_of(dtype, fused=fused, freeze_A=freeze_A)
+    assert activation_bytes(layer, 5, example=torch.empty(1, 8, dtype=dtype)) == numbers
+    saved = Saved()
+    with saved:
+        saved.keep(layer(torch.ones(5, 8, dtype=dtype)))
+    assert saved.bytes(layer.parameters()) == numbers
+
+
+def test_a_chain_saves_less_than_peft_on_half_precision_and_as_much_on_full(bench: Bench):
+    lora, chain = method_of(bench, "LoRA"), method_of(bench, "chain")
+    assert bench.bytes(chain).activations < bench.bytes(lora).activations
+    full = replace(bench, dtype="fp32")
+    assert full.bytes(chain).activations == full.bytes(lora).activations
+    assert bench.bytes(method_of(bench, "chain, PEFT's forward")).activations == bench.bytes(lora).activations
+    assert bench.bytes(Compiled("chain, compiled", chain)) == bench.bytes(chain)
+
+
+def test_estimate_of_a_chain_leaves_the_count_of_flops_to_pefts_layers(bench: Bench):
+    chain = method_of(bench, "chain")
+    model = chain.inject(bench.skeleton(), bench.targets)
+    assert {type(layer).__name__ for layer in model.modules() if isinstance(layer, LoraLayer)} == {"Linear"}
+
+
+def test_a_block_a_link_is_weighed_block_by_block(bench: Bench):
+    by_block = ChainOfLoRA("by block", 1e-4, 2, Evenly(2), blocks=Blocks(2))
+    row, whole = weigh(bench, by_block), weigh(bench, method_of(bench, "chain"))
+    # The first of two blocks needs the backward pass through both, the second the one through itself.
+    assert row["mean"] < row["saved"] < whole["saved"]
+    assert row["body_mean"] < row["body"]
+    assert row["gradients"] * 2 == whole["gradients"]
+    assert row["trained"] == whole["trained"]
+
+
+def test_what_is_there_before_the_head_is_without_the_logits(bench: Bench):
+    row = weigh(bench, method_of(bench, "LoRA"))
+    vocabulary, tokens = 21, 2 * 8
+    logits, shifted = 2 * tokens * vocabulary, 4 * (tokens - 2) * vocabulary
+    # The logits, their log-softmax in float32, and the tokens that were to be predicted, and a float32 number beside.
+    assert row["saved"] - row["body"] - logits - shifted - 8 * (tokens - 2) == 4
+    assert row["saved"] - row["kept"] == logits, "autograd needs the loss's copy alone"
+    assert row["peak_body"] is None
+
+
+def test_bytes_before_the_head_are_all_of_them_where_there_is_no_head():
+    network, saved = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), Saved()
+    with saved, saved.before_head(network):
+        network(torch.ones(5, 4))
+    assert saved.body_bytes(network.parameters()) == saved.bytes(network.parameters()) == 4 * 5 * (4 + 8)
+
+
+def test_a_compiled_model_tells_what_it_saves_and_not_where(bench: Bench):
+    lora = method_of(bench, "LoRA")
+    row = weigh(bench, Compiled("LoRA, compiled", lora, backend="aot_eager"))
+    assert 0 < row["saved"] <= weigh(bench, lora)["saved"]
+    assert (row["body"], row["body_mean"], row["peak"], row["peak_body"]) == (None, None, None, None)
+    cells = page.table(Weighing({"LoRA, compiled": {"case": "a case"} | row})).rows[0]
+    assert cells[6:] == ["-", "-", "0.00", "-", "-", "-"]
+
+
+def test_compiled_models_are_weighed_where_they_are_named(bench: Bench):
+    case = Case(bench, "q_proj+v_proj", "a case")
+    assert not {"LoRA, compiled", "chain, compiled"} & {method.label for method in weighed(case, (), first=True)}
+    named = [method.label for method in weighed(case, ("chain, compiled",), first=False)]
+    assert named == ["frozen floor", "LoRA", "chain, compiled"]
+    full = Case(replace(bench, dtype="fp32"), "q_proj+v_proj", "a case")
+    halves = ("LoRA, bf16 adapters", "chain")
+    assert [method.label for method in weighed(full, halves, first=True)] == ["frozen floor", "LoRA", "chain"]
+    assert len(weighed(case, halves, first=True)) == 4
+
+
+def test_the_frozen_floor_saves_least_of_what_reaches_the_embeddings(bench: Bench):
+    bench = replace(bench, targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"))
+    floor = weigh(bench, method_of(bench, "frozen floor"))
+    assert (floor["trained"], floor["gradients"], floor["optimizer"], floor["host"]) == (0, 0, 0, 0)
+    assert floor["saved"] < weigh(bench, method_of(bench, "chain"))["saved"] < weigh(bench, method_of(bench, "LoRA"))["saved"]
+
+
+def test_a_method_that_runs_out_of_memory_has_its_reason_and_no_bytes(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    def prepare(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    monkeypatch.setattr(LoRA, "prepare", prepare)
+    row = weigh(bench, method_of(bench, "LoRA"))
+    assert row["reason"] == "out of memory: CUDA out of memory"
+    assert row["peak"] is None
+    assert page.table(Weighing({"LoRA": {"case": "a case"} | row})).rows[0][:2] == ["LoRA", row["reason"]]
+
+
 def test_tensors_are_found_once_in_objects_and_containers():
     class Projector:
         def __init__(self, matrix: torch.Tensor) -> None:
@@ -127,16 +252,82 @@ def test_a_process_of_its_own_tells_its_peak(bench: Bench):
         assert row["peak"] > 0
 
 
+def weighing(base: str, dtype: str = "bf16", targets: str = "all-linear", **saved: int | None) -> Weighing:
+    """A case with what each method saves, out of LoRA's 100; None for one that could not run."""
+    facts = {"case": f"{base}, {dtype}, {targets}", "base": base, "dtype": dtype, "targets": targets}
+    labels = {"floor": FLOOR, "lora": LORA, "chain": CHAIN, "b_only": B_ONLY, "block": BY_BLOCK}
+    rows = {}
+    for name, value in ({"lora": 100} | saved).items():
+        row = facts | {"method": labels[name], "reason": None if value is not None else "needs 9 GB", "peak_body": None}
+        rows[labels[name]] = row | {
+            **dict.fromkeys(("saved", "mean", "kept", "kept_mean"), value),
+            "body_mean": None if value is None else value - 10,
+        }
+    return Weighing(rows)
+
+
+@pytest.mark.parametrize(
+    ("case", "verdicts"),
+    [
+        (weighing("llama-512", floor=60, chain=66, b_only=60, block=35), ["met", "met", "met"]),
+        (weighing("llama-512", floor=60, chain=67, b_only=61, block=36), ["missed", "missed", "missed"]),
+        (weighing("opt-512", floor=40, chain=48, b_only=40, block=None), ["met", "met", "not measured"]),
+        (weighing("opt-1024", floor=40, chain=49, b_only=40, block=35), ["missed", "met", "met"]),
+        (weighing("llama-512", "fp32", floor=76, chain=100, b_only=76), ["met", "met", "met"]),
+        (weighing("llama-512", "fp32", floor=76, chain=101, b_only=79), ["missed", "missed", "missed"]),
+        (weighing("opt-512", targets="q_proj+v_proj", floor=80, chain=87), ["met"]),
+        (weighing("llama-512", "fp32", "q_proj+v_proj", floor=80, chain=100), []),
+        (weighing("small-llama", floor=60, chain=66), []),
+    ],
+)
+def test_verdicts_follow_from_what_is_saved(case: Weighing, verdicts: list[str]):
+    assert [target.verdict(value) for target, value in judged([case])] == verdicts
+
+
+def test_a_target_below_the_floor_is_told_so():
+    (sentence,) = why([weighing("opt-512", "fp32", floor=86, chain=100, b_only=85)])
+    assert sentence == (
+        "saved with B only / LoRA's, opt-512, fp32, all-linear: the frozen floor alone saves 0.860 of what LoRA saves."
+    )
+
+
+def test_a_target_that_the_logits_alone_miss_is_told_so():
+    # Before the logits, which are 10, LoRA saves 90 and the chain 39.
+    (sentence,) = why([weighing("opt-512", floor=40, chain=49, b_only=40, block=35)])
+    assert sentence == "saved / LoRA's, opt-512, bf16, all-linear: before the logits, of which both hold the same, it is 0.433."
+    assert not why([weighing("opt-512", floor=40, chain=60, b_only=40, block=35)])
+
+
+def test_the_peak_on_cuda_is_judged_before_the_logits():
+    case = weighing("llama-1b", chain=60)
+    for label, value in ((LORA, 100), (CHAIN, 71)):
+        case.rows[label]["peak_body"] = value  # pyright: ignore[reportIndexIssue]
+    ((target, value),) = judged([case])
+    assert (target.quantity, value, target.verdict(value)) == ("peak above weights before the logits / LoRA's", 0.71, "missed")
+
+
 def test_smoke_run_of_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setattr(os, "environ", os.environ.copy())
     assert main(["memory", "--preset", "smoke", "--out", str(tmp_path)]) == 0
-    rows = RunFolder(tmp_path).rows("weights.jsonl")
-    assert [row["method"] for row in rows] == ["LoRA", "chain", "full fine-tuning"]
-    assert {page.agreement(row) for row in rows} == {"1.000"}
+    (case,) = collect(RunFolder(tmp_path))
+    assert case.names == [FLOOR, LORA, CHAIN, "full fine-tuning"]
+    assert {page.agreement(row) for row in case.rows.values()} == {"1.000"}
     readme = (tmp_path / "README.md").read_text(encoding="utf-8")
     for text in (capsys.readouterr().out, readme):
-        assert "chain: 1.00 of LoRA's trained parameters, gradients and optimizer, 1.00 of what LoRA saves" in text
+        assert "a chain holds 1.00 of LoRA's trained parameters, gradients and optimizer, 0.87 of what LoRA saves" in text
     assert (tmp_path / "figures" / "memory.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_cases_of_a_grid_stand_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Path):
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    options = ["--bases", str(tiny_model), "--length", "8", "--device", "cpu", "--in-process", "--methods", "chain"]
+    assert main(["memory", *options, "--out", str(tmp_path)]) == 0
+    cases = collect(RunFolder(tmp_path))
+    assert [(case.facts["dtype"], case.facts["targets"]) for case in cases] == [
+        ("bf16", "all-linear"), ("bf16", "q_proj+v_proj"), ("fp32", "all-linear"), ("fp32", "q_proj+v_proj"),
+    ]  # fmt: skip
+    assert all(case.ran(CHAIN) for case in cases)
+    assert (tmp_path / "figures" / "saved.png").is_file()
 
 
 def test_a_method_that_cannot_run_leaves_its_reason_in_a_cell(
@@ -145,12 +336,12 @@ def test_a_method_that_cannot_run_leaves_its_reason_in_a_cell(
     monkeypatch.setattr(os, "environ", os.environ.copy())
     gone = "galore-torch is not installed: pip install --group peers"
     monkeypatch.setattr(benches, "unavailable", lambda method: gone if method.label == "GaLore" else None)
-    options = ["--base", str(tiny_model), "--length", "8", "--device", "cpu", "--in-process", "--methods", "GaLore"]
-    assert main(["memory", *options, "--dtype", "fp32", "--out", str(tmp_path)]) == 0
-    rows = RunFolder(tmp_path).rows("weights.jsonl")
-    assert [row["reason"] for row in rows] == [None, gone]
+    options = ["--bases", str(tiny_model), "--length", "8", "--device", "cpu", "--in-process", "--methods", "GaLore"]
+    assert main(["memory", *options, "--dtypes", "fp32", "--targets", "q_proj+v_proj", "--out", str(tmp_path)]) == 0
+    (case,) = collect(RunFolder(tmp_path))
+    assert [row["reason"] for row in case.rows.values()] == [None, None, gone]
     assert gone in (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert page.findings(rows) == [f"GaLore: not measured; {gone}."]
+    assert page.findings([case])[-1] == f"GaLore, {case.label}: not measured; {gone}."
 
 
 def test_a_base_that_does_not_fit_is_refused(
@@ -159,5 +350,5 @@ def test_a_base_that_does_not_fit_is_refused(
     monkeypatch.setattr(os, "environ", os.environ.copy())
     monkeypatch.setattr(benches, "memory_of", lambda device: 1e6)
     assert main(["memory", "--preset", "smoke", "--out", str(tmp_path / "out")]) == 2
-    assert "--base small-llama: LoRA itself needs" in capsys.readouterr().err
+    assert "--bases small-llama: LoRA itself needs" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

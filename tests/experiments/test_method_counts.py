@@ -21,7 +21,7 @@ MODEL = LAYERS * LAYER + 2 * WORDS * WIDTH + WIDTH
 TRAINED = {
     "LoRA": FACTORS,
     "LoRA with biases": FACTORS + OUTPUTS,
-    "LoRA+": FACTORS,
+    **dict.fromkeys(("LoRA+", "fused LoRA", "half LoRA", "ReLoRA", "chain by PEFT"), FACTORS),
     "LoRA-FA": RANK * OUTPUTS,
     "rsLoRA": FACTORS,
     "DoRA": FACTORS + OUTPUTS,
@@ -156,6 +156,9 @@ def test_planned_knots_are_those_that_are_tied(schedule, planned):
     assert [record.step for record in setup.optimizer.ledger] == planned
 
 
-@pytest.mark.parametrize("method", [m for m in ALL if not isinstance(m, ChainOfLoRA) and m.label != "kept"], ids=label)
+KNOTTED = ("kept", "ReLoRA")
+
+
+@pytest.mark.parametrize("method", [m for m in ALL if not isinstance(m, ChainOfLoRA) and m.label not in KNOTTED], ids=label)
 def test_other_methods_plan_no_knot(method):
     assert method.planned_knots(10) == []

@@ -1,8 +1,11 @@
-"""Methods take turns with LoRA; what the page says follows from the laps, whatever the clock said."""
+"""All methods take turns; what the page says follows from the laps, whatever the clock said."""
 
 from __future__ import annotations
 
 import os
+from collections import Counter
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -11,57 +14,91 @@ import torch
 from experiments.__main__ import main
 from experiments.accounting import bench as benches
 from experiments.accounting import timing
-from experiments.accounting.bench import Bench
-from experiments.accounting.timing import Runner, race
+from experiments.accounting.bench import Bench, targets_of, tf32
+from experiments.accounting.cases import cases_of
+from experiments.accounting.timing import AGAIN, WARM_UP, Lap, Runner, order, race
+from experiments.errors import UsageError
+from experiments.methods import FrozenFloor, LoRA, Method
 from experiments.pages import speed as page
-from experiments.pages.speed import Race
-from experiments.records import RunFolder
+from experiments.pages.laps import Race
+from experiments.pages.step_targets import judged
+from experiments.records import RunFolder, plain
+from experiments.studies.speed import Config
+from experiments.train import Setup, train
+
+FLOOR = "frozen floor"
+
+
+@pytest.fixture
+def bench(tiny_model: Path) -> Bench:
+    return Bench(str(tiny_model), "fp32", "cpu", 2, 8, ("q_proj",), 2, 1, WARM_UP + 4)
+
+
+def some(bench: Bench, *labels: str) -> list[Method]:
+    found = {method.label: method for method in bench.variants()}
+    return [found[label] for label in labels]
 
 
 def test_smoke_run_of_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setattr(os, "environ", os.environ.copy())
     assert main(["speed", "--preset", "smoke", "--out", str(tmp_path)]) == 0
-    rows = {row["method"]: row for row in RunFolder(tmp_path).rows("races.jsonl")}
-    assert list(rows) == ["LoRA", "chain", "full fine-tuning"]
+    rows = {row["method"]: row for row in RunFolder(tmp_path).rows("laps.jsonl")}
+    assert list(rows) == [FLOOR, AGAIN, "LoRA", "chain", "full fine-tuning"]
     for row in rows.values():
-        assert len(row["rounds"]) == 7
-        assert all(len(laps) == 3 and min(min(lap) for lap in laps) >= 0 for laps in row["rounds"])
+        assert row["case"] == "small-llama, bf16, q_proj+v_proj"
+        assert len(row["laps"]) == len(row["parts"]) == 7
+        assert min(min(lap) for lap in row["laps"]) >= 0
     # Three knots in 2 + 7 steps: after steps 3, 5 and 7.
     assert rows["chain"]["knots"] == [0, 2, 4]
+    assert rows[FLOOR]["parameters"] == 0
     assert rows["full fine-tuning"]["parameters"] > 100 * rows["LoRA"]["parameters"]
+    (gradients,) = RunFolder(tmp_path).rows("gradients.jsonl")
+    assert 0 < gradients["chain"] < 0.2
+    assert 0 < gradients["lora"] < 0.2
     readme = (tmp_path / "README.md").read_text(encoding="utf-8")
     for text in (capsys.readouterr().out, readme):
-        assert "chain: a step takes" in text
-        assert "with its 3 knots" in text
-    assert (tmp_path / "figures" / "step-ratios.png").read_bytes().startswith(b"\x89PNG")
+        assert "a chain's step takes" in text
+        assert "steadiness: " in text
+        assert "gradients' error / error of LoRA's" in text
+    assert "python -m experiments speed --bases small-llama --dtypes bf16" in readme
+    assert (tmp_path / "figures" / "rounds.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_runners_take_turns_and_each_does_every_step(tiny_model: Path, monkeypatch: pytest.MonkeyPatch):
-    order: list[int] = []
+@pytest.mark.parametrize("size", [1, 2, 5, 6, 17])
+def test_each_follows_each_other_equally_often(size: int):
+    turns = [order(size, number) for number in range(2 * size)]
+    assert all(sorted(turn) == list(range(size)) for turn in turns)
+    follows = Counter(pair for turn in turns for pair in pairwise(turn))
+    assert len(follows) == size * (size - 1)
+    assert set(follows.values()) <= {2}
+    assert Counter(turn[0] for turn in turns) == dict.fromkeys(range(size), 2)
+
+
+def test_every_round_has_a_step_of_each_and_two_of_the_floor(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    taken: list[str] = []
 
     class Noted(Runner):
-        def step(self) -> timing.Lap:
-            order.append(id(self))
+        def step(self) -> Lap:
+            taken.append(self.method.label)
             return super().step()
 
     monkeypatch.setattr(timing, "Runner", Noted)
-    bench = Bench(str(tiny_model), "fp32", "cpu", 2, 8, ("q_proj",), 2, 1, 4)
-    lora, chain = bench.methods(("chain",))
     done: list[None] = []
-    row = race(bench, lora, chain, on_round=lambda: done.append(None))
-    first, other, second = order[:3]
-    assert len({first, other, second}) == 3
-    assert order == [first, other, second] * 6
-    assert len(row["rounds"]) == len(done) == 4
-    assert row["knots"] == [0]
+    methods = some(bench, FLOOR, "LoRA", "chain")
+    rows = race(bench, methods, rounds=4, on_round=lambda: done.append(None))
+    entries = [FLOOR, AGAIN, "LoRA", "chain"]
+    assert [row["method"] for row in rows] == entries
+    expected = [entries[place].replace(AGAIN, FLOOR) for number in range(WARM_UP + 4) for place in order(4, number)]
+    assert taken == expected
+    assert len(done) == WARM_UP + 4
+    assert [len(row["laps"]) for row in rows] == [4] * 4
+    # Two links in six steps: a knot after the third.
+    assert rows[3]["knots"] == [0]
 
 
-def test_a_runner_trains_as_the_loop_does(tiny_model: Path):
+def test_a_runner_trains_as_the_loop_does(bench: Bench):
     """A step at a time or all at once: the same weights."""
-    from experiments.train import train
-
-    bench = Bench(str(tiny_model), "fp32", "cpu", 2, 8, ("q_proj",), 2, 1, 4)
-    _, chain = bench.methods(("chain",))
+    (chain,) = some(bench, "chain")
     runner = Runner.ready(bench, chain)
     for _ in range(5):
         runner.step()
@@ -72,57 +109,250 @@ def test_a_runner_trains_as_the_loop_does(tiny_model: Path):
     assert list(runner.knots()) == [3]
 
 
-def laps(method: str, seconds: list[tuple[float, float, float]], knots: list[int] | None = None) -> dict:
-    rounds = [[(wall, 2 * wall) for wall in lap] for lap in seconds]
-    return {"method": method, "reason": None, "rounds": rounds, "knots": knots or [], "parameters": 10}
+def test_parts_of_the_model_that_take_turns_are_noted(bench: Bench):
+    methods = some(bench, FLOOR, "LoRA", "chain, one block a link", "BAdam", "ReLoRA")
+    rows = {row["method"]: row for row in race(bench, methods, rounds=4)}
+    assert rows["LoRA"]["parts"] == [0] * 4
+    assert rows["chain, one block a link"]["parts"] == [0, 1, 1, 1]
+    assert set(rows["BAdam"]["parts"]) == {0, 1}
+    assert rows["ReLoRA"]["knots"] == [0]
 
 
-def test_ratios_drift_and_knots_follow_from_the_laps():
-    won = Race(laps("chain", [(1, 2, 3), (1, 9, 3), (2, 6, 2)], knots=[1]), clock=0)
-    assert won.lora.tolist() == [2, 2, 2]
-    assert won.ratios.tolist() == [1.0, 3.0]  # the round with the knot is left out
-    assert won.drift == 3.0
-    assert won.knot == (9 - 4) / 2
-    assert won.whole == 17 / 6
-    assert Race(won.row, clock=1).ratios.tolist() == [1.0, 3.0]
-    assert Race(won.row, clock=1).lora.tolist() == [4, 4, 4]
+@dataclass(frozen=True)
+class Failing(LoRA):
+    """Refuses itself when it is made, or at a step."""
+
+    at: int = 0
+
+    def prepare(self, *args, **kwargs) -> Setup:
+        if self.at == 0:
+            raise UsageError("it cannot be made.\nMore lines.")
+        setup = super().prepare(*args, **kwargs)
+
+        def fail(step: int) -> None:
+            if step == self.at:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+
+        setup.after_step = fail
+        return setup
 
 
-def test_sentences_follow_the_numbers():
-    races = [
-        Race(laps("LoRA", [(1, 1, 1)] * 4), 0),
-        Race(laps("chain", [(1, 1, 1)] * 3 + [(1, 1.5, 1)], knots=[3]), 0),
-        Race(laps("DoRA", [(1, 2, 1)] * 4), 0),
-        Race({"method": "GaLore", "reason": "it is not installed", "rounds": [], "knots": [], "parameters": None}, 0),
-    ]
-    assert page.findings(races)[1:] == [
-        "chain: a step takes 1.00 of LoRA's, half of the rounds between 1.00 and 1.00; a knot takes 0.50 steps of LoRA's, and "
-        "the run with its 1 knots 1.12 of LoRA's.",
-        "DoRA: a step takes 2.00 of LoRA's, half of the rounds between 2.00 and 2.00.",
-        "GaLore: not measured; it is not installed.",
-    ]
-    assert page.table(races).rows[3][1] == "it is not installed"
-    assert page.ratios(races).startswith(b"\x89PNG")
+@pytest.mark.parametrize(("at", "reason"), [(0, "it cannot be made"), (4, "out of memory: CUDA out of memory")])
+def test_a_variant_that_cannot_run_has_a_reason_and_the_others_go_on(bench: Bench, at: int, reason: str):
+    rows = race(bench, [*some(bench, FLOOR, "LoRA"), Failing("failing", 1e-3, 2, at=at)], rounds=4)
+    assert rows[-1]["reason"] == reason
+    assert rows[-1]["laps"] == []
+    assert [len(row["laps"]) for row in rows[:-1]] == [4, 4, 4]
 
 
-def test_a_method_that_does_not_fit_beside_lora_has_a_reason(tiny_model: Path, monkeypatch: pytest.MonkeyPatch):
-    bench = Bench(str(tiny_model), "fp32", "cpu", 2, 8, ("q_proj",), 2, 1, 4)
-    lora, full = bench.methods(("full fine-tuning",))
-    room = 2 * bench.bytes(lora).total + bench.bytes(full).state
+def test_a_method_that_does_not_fit_beside_the_others_has_a_reason(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    methods = some(bench, FLOOR, "full fine-tuning", "LoRA")
+    floor, full, lora = (bench.bytes(method) for method in methods)
+    # The largest activations are there once, beside all states.
+    room = floor.state + full.state + full.activations
     monkeypatch.setattr(benches, "memory_of", lambda device: float(room))
-    assert race(bench, lora, lora)["reason"] is None
-    row = race(bench, lora, full)
-    assert row["reason"].startswith("needs 0 GB, 0 GB of them for activations")
-    assert row["rounds"] == []
+    rows = race(bench, methods, rounds=1)
+    assert [row["reason"] is None for row in rows] == [True, True, True, False]
+    assert rows[-1]["reason"].startswith("needs 0 GB, 0 GB of them for activations")
+    monkeypatch.setattr(benches, "memory_of", lambda device: float(room + lora.state))
+    assert all(row["reason"] is None for row in race(bench, methods, rounds=1))
+
+
+@pytest.mark.parametrize("options", [{"autocast": True}, {"checkpointing": True}], ids=str)
+def test_autocast_and_checkpointing_reach_the_step(bench: Bench, options: dict[str, bool]):
+    changed = replace(bench, **options)
+    (lora,) = some(changed, "LoRA")
+    # On meta tensors autocast is not counted.
+    assert (changed.bytes(lora).activations < bench.bytes(lora).activations) == changed.checkpointing
+    losses = [one.task().loss(one.model(), one.task().batches(0)[0]).item() for one in (bench, changed)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2)
+    assert (losses[1] == losses[0]) == (not changed.autocast)
+    rows = race(changed, [FrozenFloor(FLOOR), lora], rounds=1)
+    assert all(row["reason"] is None for row in rows)
+
+
+def test_tf32_is_put_back():
+    before = torch.get_float32_matmul_precision()
+    with tf32(True):
+        assert torch.get_float32_matmul_precision() == "high"
+    assert torch.get_float32_matmul_precision() == before
+
+
+def test_all_linear_layers_are_all_but_the_head():
+    assert targets_of("opt-512", ("all-linear",)) == ("k_proj", "v_proj", "q_proj", "out_proj", "fc1", "fc2")
+    assert targets_of("opt-512", ("q_proj", "v_proj")) == ("q_proj", "v_proj")
+
+
+def test_grid_has_few_methods_but_for_its_first_case():
+    cases = cases_of(Config(device="cpu"), steps=22)
+    assert len(cases) == 16
+    assert [case.label for case in cases[:3]] == [
+        "llama-512, bf16, all-linear", "llama-512, bf16, q_proj+v_proj", "llama-512, fp32, all-linear"
+    ]  # fmt: skip
+    first, other = ([method.label for method in case.methods((), first=case is cases[0])] for case in cases[:2])
+    assert other == [FLOOR, "LoRA", "LoRA, fused AdamW", "chain", "chain, B only"]
+    assert first[:2] == [FLOOR, "LoRA"]
+    assert {"LoRA, bf16 adapters", "chain, compiled", "chain, one block a link", "ReLoRA", "GaLore", "BAdam"} < set(first)
+    assert "DoRA" not in first
+    asked = ("DoRA", "LoRA, bf16 adapters")
+    assert [method.label for method in cases[0].methods(asked, first=True)] == [FLOOR, "LoRA", "LoRA, bf16 adapters", "DoRA"]
+    assert [method.label for method in cases[2].methods(asked, first=False)] == [FLOOR, "LoRA", "DoRA"]
+
+
+def row(method: str, seconds: list[float], knots: tuple[int, ...] = (), parts: list[int] | None = None, **facts: str) -> dict:
+    """A record whose processor time is twice its wall time."""
+    return {
+        "case": "llama-512, bf16, all-linear", "base": "llama-512", "dtype": "bf16", "targets": "all-linear", "rows": 4,
+        "method": method, "reason": None, "laps": [(wall, 2 * wall) for wall in seconds], "knots": list(knots),
+        "parts": parts or [0] * len(seconds), "parameters": 10,
+    } | facts  # fmt: skip
+
+
+def given(*rows: dict, clock: int = 1) -> Race:
+    return Race({one["method"]: one for one in rows}, clock)
+
+
+FLOORS = (row(FLOOR, [1, 2, 1, 1]), row(AGAIN, [3, 2, 1, 1]))
+LORA = row("LoRA", [4, 4, 2, 4])
+
+
+def test_ratios_are_taken_within_rounds_and_without_knots():
+    raced = given(*FLOORS, LORA, row("chain", [2, 9, 1, 3], knots=(1,)))
+    ratios = raced.ratios("chain", "LoRA")
+    assert ratios is not None
+    assert ratios.values.tolist() == [0.5, 0.5, 0.75]
+    assert ratios.typical == 0.5
+    assert ratios.quartiles == (0.5, 0.625)
+    assert raced.seconds(FLOOR).tolist() == [4, 4, 2, 2]  # the means of two laps each, in processor time
+    assert raced.ratios("chain", FLOOR).values.tolist() == [1.0, 1.0, 3.0]  # pyright: ignore[reportOptionalMemberAccess]
+    assert raced.drift.values.tolist() == [3.0, 1.0, 1.0, 1.0]  # pyright: ignore[reportOptionalMemberAccess]
+    assert raced.knot("chain") == pytest.approx((9 - 2) / 4)
+    assert raced.knot("LoRA") is None
+    assert raced.whole("chain") == 15 / 14
+    assert replace(raced, clock=0).seconds("LoRA").tolist() == [4, 4, 2, 4]
+
+
+def test_parts_count_equally_however_long_each_was_trained():
+    raced = given(*FLOORS, row("LoRA", [1, 1, 1, 1]), row("BAdam", [1, 1, 1, 3], parts=[1, 1, 1, 0]))
+    assert raced.typical("BAdam", "LoRA") == 2.0
+
+
+def test_sentences_and_cells_follow_the_numbers():
+    failed = row("GaLore", []) | {"reason": "it is not installed"}
+    raced = given(*FLOORS, LORA, row("chain", [2, 2, 1, 3]), row("DoRA", [8, 8, 4, 8]), failed)
+    assert page.findings([raced]) == [
+        "llama-512, bf16, all-linear: a chain's step takes 0.50 of LoRA's and 1.00 of the frozen floor's; LoRA's takes 2.00.",
+        "a step in LoRA's steps, llama-512, bf16, all-linear: frozen floor 0.50, chain 0.50, DoRA 2.00.",
+        "GaLore: not measured, llama-512, bf16, all-linear; it is not installed.",
+        "steadiness: the floor's second lap of a round over its first has medians of 1.000 to 1.000 over the cases; where it "
+        "varies most, llama-512, bf16, all-linear, half of the rounds lie between 1.000 and 1.500.",
+    ]
+    cells = {line[0]: line[1:] for line in page.table(raced).rows}
+    assert list(cells) == [FLOOR, "LoRA", "chain", "DoRA", "GaLore"]
+    assert cells["chain"][:5] == ["10", "4000.0", "0.500", "0.500 to 0.562", "1.000"]
+    assert cells["GaLore"][0] == "it is not installed"
+    assert page.dots(page.methods_of(raced)).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("missing", ["LoRA", FLOOR, "chain"])
+def test_a_case_without_what_is_compared_with_says_why(missing: str):
+    rows = [*FLOORS, LORA, row("chain", [2, 2, 1, 3])]
+    raced = given(*[one | {"laps": [], "reason": "needs 99 GB"} if one["method"] == missing else one for one in rows])
+    assert page.findings([raced])[0] == f"llama-512, bf16, all-linear: {missing} is not measured; needs 99 GB."
+    assert [line[0] for line in page.table(raced).rows] == [FLOOR, "LoRA", "chain"]
+    assert {target.verdict(value) for target, value in judged([raced], [], plain(Config()))} & {"not measured"}
+
+
+@pytest.mark.parametrize(
+    ("facts", "clock", "bounds"),
+    [
+        ({}, 1, ["<= 0.7 (stretch 0.6)", "<= 1.25 (stretch 1.1)"]),
+        ({"base": "opt-1024"}, 1, ["<= 0.6 (stretch 0.5)", "<= 1.25 (stretch 1.1)"]),
+        ({"dtype": "fp32"}, 1, ["<= 0.92", "<= 1.12"]),
+        ({"targets": "q_proj+v_proj"}, 1, ["<= 0.92", "<= 1.07"]),
+        ({"dtype": "fp32", "targets": "q_proj+v_proj"}, 1, ["<= 1", "<= 1.02"]),
+        ({"base": "small-llama"}, 1, []),
+        ({"targets": "k_proj"}, 1, []),
+        ({"base": "llama-1b"}, 0, ["<= 0.75"]),
+        ({"base": "llama-1b", "dtype": "fp32"}, 0, []),
+    ],
+)
+def test_targets_are_those_of_the_case(facts: dict[str, str], clock: int, bounds: list[str]):
+    rows = [*FLOORS, LORA, row("chain", [2, 2, 1, 3])]
+    raced = given(*[one | facts for one in rows], clock=clock)
+    found = judged([raced], [], plain(Config()))
+    assert [target.bound for target, _ in found] == bounds
+    assert [value for _, value in found] == [0.5, 1.0][: len(bounds)]
+
+
+@pytest.mark.parametrize("options", [{"autocast": True}, {"checkpointing": True}, {"rank": 64}], ids=str)
+def test_no_step_is_judged_under_other_options_than_the_targets_were_set_for(options: dict):
+    raced = given(*FLOORS, LORA, row("chain", [2, 2, 1, 3]))
+    assert judged([raced], [], plain(replace(Config(), **options))) == []
+
+
+def test_compiled_is_judged_beside_compiled_and_blocks_by_their_mean():
+    raced = given(
+        *FLOORS, LORA, row("LoRA, compiled", [2, 2, 2, 2]), row("chain, compiled", [1, 1, 1, 1]),
+        row("chain, one block a link", [1, 1, 0.5, 3], parts=[0, 0, 0, 1]),
+    )  # fmt: skip
+    measured = {target.quantity: value for target, value in judged([raced], [], plain(Config()))}
+    assert measured == {
+        "compiled step / LoRA's compiled": 0.5,
+        "step with one block a link, mean over blocks / LoRA's": 0.5,
+    }
+
+
+def test_gradients_are_judged_by_their_dtype():
+    rows = [
+        {"case": "a", "dtype": "fp32", "reason": None, "difference": 8e-7, "largest": 2e-6, "chain": None, "lora": None},
+        {
+            "case": "b",
+            "dtype": "bf16",
+            "reason": None,
+            "difference": 1e-2,
+            "largest": 2e-2,
+            "chain": 0.0126,
+            "lora": 0.012,
+            "paired": 1.02,
+        },
+        {
+            "case": "c",
+            "dtype": "bf16",
+            "reason": "needs 99 GB",
+            "difference": None,
+            "largest": None,
+            "chain": None,
+            "lora": None,
+        },
+    ]
+    assert [target.verdict(value) for target, value in judged([], rows, plain(Config()))] == ["met", "met", "not measured"]
+    assert page.exactness(rows).rows == [
+        ["a", "8.0e-07", "2.0e-06", "-", "-", "-", "-"],
+        ["b", "1.0e-02", "2.0e-02", "1.26e-02", "1.20e-02", "1.050", "1.020"],
+        ["c", "needs 99 GB", "-", "-", "-", "-", "-"],
+    ]
+
+
+def test_command_repeats_what_differs_from_the_defaults():
+    config = Config(bases=("llama-1b",), methods=("chain, B only",), autocast=True, rank=64, out=Path("elsewhere"))
+    assert page.command(plain(config)) == (
+        'python -m experiments speed --bases llama-1b --methods "chain, B only" --rank 64 --autocast'
+    )
+    assert page.command(plain(Config())) == "python -m experiments speed"
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--steps", "6"], "--steps 6: 3 knots need at least 7 steps"),
+        (["--rounds", "6"], "--rounds 6: 3 knots need at least 7 rounds"),
         (["--device", "tpu"], "--device tpu"),
-        (["--batch-size", "0"], "--batch-size 0: give a number of at least 1"),
-        (["--base", "nowhere"], "base 'nowhere' is no folder"),
+        (["--batch-sizes", "0"], "--batch-sizes 0: give numbers of at least 1"),
+        (["--bases", "nowhere"], "base 'nowhere' is no folder"),
+        (["--dtypes", "fp8"], "--dtypes fp8: choose from fp32, bf16, fp16"),
+        (["--targets", "q_proj+qproj"], "--targets qproj: llama-512 has no layer of that name"),
+        (["--methods", "lore"], "--methods 'lore': choose from 'LoRA', 'frozen floor'"),
+        (["--bases", "opt-512", "opt-512"], "--bases opt-512 opt-512: give one or more, each once"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

@@ -1,0 +1,65 @@
+"""The figures that a knot was to reach before any was measured, for the cases that they were set for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from experiments.accounting.targets import Target
+from experiments.pages.memory_targets import ALL, FAMILIES
+from experiments.pages.ties import CHAIN, FIRST, PLAIN, Ties
+
+Judged = list[tuple[Target, float | None]]
+
+MB = 2**20
+# In steps of LoRA on a CPU.
+PLAIN_LIMIT, FEEDBACK_LIMIT, EXACT_LIMIT = 0.05, 0.16, 0.02
+TRANSIENT_LIMIT = 4.0
+GAIN_LIMIT, GAIN_MERGES, GAIN_RELATIVE = 0.98, 30, 1e-3
+
+
+def judged(cases: Sequence[Ties], gains: Sequence[Mapping[str, Any]]) -> Judged:
+    """All targets of the cases that were run, each with what was measured.
+
+    Args:
+        cases: times and bytes.
+        gains: what arrived of merges.
+
+    Returns:
+        Targets and numbers; None where nothing was measured.
+    """
+    return [
+        *[one for case in cases for one in times(case)],
+        *[one for case in cases for one in bytes_held(case)],
+        *[
+            (
+                Target("realised gain of 30 merges in bf16", f"|dW|/|W| = {GAIN_RELATIVE:g}", GAIN_LIMIT, at_least=True),
+                row["gain"],
+            )
+            for row in gains
+            if (row["way"], row["merges"], row["relative"]) == (CHAIN, GAIN_MERGES, GAIN_RELATIVE)
+        ],
+    ]
+
+
+def times(case: Ties) -> Judged:
+    """A knot in steps of LoRA, on a CPU."""
+    facts = case.facts
+    if case.clock == 0 or facts["base"] not in FAMILIES or facts["targets"] != ALL:
+        return []
+
+    def measured(way: str) -> float | None:
+        return None if case.reason is not None else case.typical(way)
+
+    if facts["dtype"] == "fp32":
+        return [(Target("a knot, in steps of LoRA", case.label, EXACT_LIMIT), measured(CHAIN))]
+    return [
+        (Target("a merge in place without error feedback, in steps of LoRA", case.label, PLAIN_LIMIT), measured(PLAIN)),
+        (Target("a knot with error feedback, in steps of LoRA", case.label, FEEDBACK_LIMIT), measured(CHAIN)),
+    ]
+
+
+def bytes_held(case: Ties) -> Judged:
+    """What a knot holds for a while, the first included."""
+    value = None if case.reason is not None else max(case.transient(CHAIN), case.transient(FIRST)) / MB
+    return [(Target("transient memory of a knot, the retired link apart [MiB]", case.label, TRANSIENT_LIMIT), value)]
