@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -37,6 +37,7 @@ class Knot:
         coefficients: by which earlier links shrink and the new one is scaled at each site, by the merge rule.
         norms: of the live link at each site.
         earlier: the links before, read where they shrink.
+        fresh: the next link's drawn factor at each site, on the CPU; held until the site is tied.
         facts: further fields of the record, known before the knot begins.
     """
 
@@ -48,10 +49,11 @@ class Knot:
         coefficients: Mapping[str, Coefficients],
         norms: Mapping[str, float],
         earlier: Sequence[Link],
+        fresh: dict[str, Tensor],
         facts: Mapping[str, Any],
     ) -> None:
         self.index, self.step, self.link_steps = index, step, link_steps
-        self._coefficients, self._norms, self._earlier, self._facts = coefficients, norms, earlier, facts
+        self._coefficients, self._norms, self._earlier, self._fresh, self._facts = coefficients, norms, earlier, fresh, facts
         self._began = time.perf_counter()
         self._retired: dict[str, Factors] = {}
         self._merging: dict[str, list[RowMerge]] = {}
@@ -61,25 +63,20 @@ class Knot:
         self._gains: dict[str, float | None] = {}
         self._relative: dict[str, float] = {}
 
-    def tie(self, site: Site, draw: Callable[[Site], Tensor], residuals: dict[str, Tensor], inner: DelegatingOptimizer) -> None:
+    def tie(self, site: Site, residuals: dict[str, Tensor], inner: DelegatingOptimizer) -> None:
         """Tie the knot at one site; a site that was tied is left alone.
 
         Args:
             site: where.
-            draw: gives the next link's drawn factor.
             residuals: rounding errors by merged parameter.
             inner: whose moments are forgotten.
         """
-        if site.name in self._sums:
+        if site.name not in self._fresh:
             return
         with sigint_waits():
-            # All that can fail comes first: the user's rule, and every allocation.
-            fresh = draw(site).to(site.drawn)
-            if site.rests:  # there is nothing to retire
-                site.reset_(fresh)
-                inner.forget(site.parameters())
-                return
-            if site.name not in self._merging:
+            # All that can fail comes first: every allocation.
+            fresh = self._fresh[site.name].to(site.drawn)
+            if not site.rests and site.name not in self._merging:  # a site that rests has nothing to retire
                 live, coefficients = site.live(), self._coefficients[site.name]
                 retired = Factors(
                     _host_copy(live.A),
@@ -95,15 +92,17 @@ class Knot:
                 merges = site.merges(change, residuals)
                 self._retired[site.name], self._sizes[site.name] = retired, size
                 self._merging[site.name] = merges
-            for merge in self._merging[site.name]:
+            merges = self._merging.get(site.name, [])
+            for merge in merges:
                 merge.run()
             site.reset_(fresh)
             inner.forget(site.parameters())
-            merge = self._merging[site.name][0]
-            if merge.residual is not None:
-                self._with_feedback.add(site.name)
-            self._sums[site.name] = merge.sums
-            del self._merging[site.name]
+            del self._fresh[site.name]
+            if merges:
+                del self._merging[site.name]
+                if merges[0].residual is not None:
+                    self._with_feedback.add(site.name)
+                self._sums[site.name] = merges[0].sums
 
     def link(self) -> Link:
         """What was retired; what the merges tell is read here, while nothing is recorded yet."""

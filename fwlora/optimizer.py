@@ -77,7 +77,7 @@ class ChainLoRAOptimizer(MeasuredChain):
         lr_ratio: B's learning rate over A's (LoRA+).
         weight_decay: the inner optimizer's.
         fast_layers: let a plain Linear run this library's own LoRA forward, which is faster and keeps less; PEFT's runs at
-            other layers, and everywhere if False.
+            other layers, and everywhere if False, as second derivatives and forward mode need it.
         chain_dir: a folder to keep retired links in; None keeps them on the CPU.
         original: the base's original weights (a state_dict, a safetensors file or folder), should a load need them.
         residual_in_state: keep the rounding errors of half-precision weights in the state (1 byte a weight).
@@ -242,7 +242,7 @@ class ChainLoRAOptimizer(MeasuredChain):
         self._check_loaded()
         self.complete_knot()
         check_finite(self._sites)
-        self._check_coming()
+        fresh = self._draw_coming()
         gap = None if measure is None else measure()
         self.fingerprint_originals()
         # Read once: with `chain_dir` a link is a file.
@@ -255,6 +255,7 @@ class ChainLoRAOptimizer(MeasuredChain):
             coefficients,
             link_norms,
             earlier,
+            fresh,
             {
                 "eta": eta,
                 "norms": norms,
@@ -272,7 +273,7 @@ class ChainLoRAOptimizer(MeasuredChain):
         if self._knot is None:
             return
         for site in self._sites.values():
-            self._knot.tie(site, lambda site: self._draw(site, len(self._chain) + 1), self._residuals, self)
+            self._knot.tie(site, self._residuals, self)
         for parameter in self._factors():
             parameter.grad = None  # of a backward pass between the cut and now: part of it belongs to the retired link
         verify(self._sites, self)
@@ -286,15 +287,15 @@ class ChainLoRAOptimizer(MeasuredChain):
         for hook in list(self._knot_hooks.values()):
             hook(record)
 
-    def _check_coming(self) -> None:
-        """Ask the rules all that the coming knot will, before anything is merged: a knot that cannot end must not begin."""
+    def _draw_coming(self) -> dict[str, Tensor]:
+        """Ask the rules all that the coming knot needs, before anything is merged: a knot that cannot end must not begin."""
         self._turns.check_zero(len(self._chain))
         self._turns.check(len(self._chain) + 1)
-        for name, site in self._sites.items():
-            fresh = self._draw(site, len(self._chain) + 1)
-            (ends,) = extremes([fresh])
+        fresh = {name: self._draw(site, len(self._chain) + 1) for name, site in self._sites.items()}
+        for name, ends in zip(fresh, extremes([*fresh.values()]), strict=True):
             if ends == (0, 0) or not all(map(math.isfinite, ends)):
                 raise KnotError(f"`reset={self.reset}` draws zeros, inf or nan at {name!r}; a link could never grow from that.")
+        return fresh
 
     def _draw(self, site: Site, index: int) -> Tensor:
         rank = site.width if self.ranks is None else min(site.width, self.ranks.rank(index))

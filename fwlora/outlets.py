@@ -131,6 +131,7 @@ class ExportingChain(PersistentChain):
                 group["params"] = [swapped.get(id(p), p) for p in group["params"]]
             for parameter in old:
                 self.state.pop(parameter, None)
+        self._turns.begin(len(self._chain))  # which watches Parameters
 
     def _export_site(self, site: Site, chain: Chain) -> ExportSite:
         return ExportSite(self._total(site, chain), site.is_embedding, site.transposed and site.is_linear)

@@ -24,6 +24,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from fwlora.errors import ArgumentError, OwnershipError, SkippedLayersWarning, UnsupportedModelError, warn
 from fwlora.layers import refusals
+from fwlora.layers.fused import FusedLinear, unfuse
 from fwlora.layers.sites import Site
 from fwlora.layers.trained import collect
 
@@ -203,7 +204,8 @@ def undone_on_error(model: nn.Module) -> Iterator[None]:
             if config is not None:
                 base.peft_config = config
         for layer, kind in kinds.items():
-            layer.__class__ = kind
+            if kind is not FusedLinear:
+                unfuse(layer)
         # By name: PEFT makes attention's parameters anew.
         for name, parameter in base.named_parameters():
             parameter.requires_grad_(trainable.get(name, parameter.requires_grad))

@@ -6,18 +6,18 @@ precision that every layer makes and keeps for itself. Here one autograd functio
     u = x A^T        y = x W^T + b,  y += s u B^T
     v = g B          dx = g W,       dx += s v A        dA = s v^T x        dB = s g^T u
 
-each sum inside the matrix product that it belongs to, in the base's precision, and keeps x as it came: layers that read the
-same x keep it once, and not at all where A is frozen. The factors stay what they are, float32 as a rule, and so do their
-gradients.
+each sum inside the matrix product that it belongs to, in the precision that the base layer would compute in, and keeps x as it
+came: layers that read the same x keep it once, and not at all where A is frozen. The factors stay what they are, float32 as a
+rule, and so do their gradients.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib.metadata import version
-from typing import Any, cast
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple, cast
 
+import peft
 import torch
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora import layer as lora
@@ -50,7 +50,7 @@ def fuse(layer: LoraLayer) -> bool:
         >>> fuse(model[0]), torch.allclose(model(x), before)
         (True, True)
     """
-    if type(layer) is lora.Linear and not layer.fan_in_fan_out and version("peft").startswith(TESTED_PEFT):
+    if type(layer) is lora.Linear and not layer.fan_in_fan_out and peft.__version__.startswith(TESTED_PEFT):
         layer.__class__ = FusedLinear
     return isinstance(layer, FusedLinear)
 
@@ -58,38 +58,50 @@ def fuse(layer: LoraLayer) -> bool:
 def unfuse(layer: LoraLayer) -> None:
     """Let a layer compute with PEFT's forward again."""
     if isinstance(layer, FusedLinear):
-        for name in ("active_rank", "is_resting"):
-            vars(layer).pop(name, None)
+        vars(layer).pop("turn", None)
         layer.__class__ = lora.Linear  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @contextmanager
 def computing_in_full(layer: LoraLayer) -> Iterator[None]:
-    """Let a layer compute with all of the factors that it has meanwhile, be it resting or of lower rank."""
+    """Let a layer compute with all of the factors that it has meanwhile, whatever its turn."""
     if not isinstance(layer, FusedLinear):
         yield
         return
-    before = layer.active_rank, layer.is_resting
+    turn, layer.turn = layer.turn, None
     try:
-        layer.active_rank, layer.is_resting = None, False
         yield
     finally:
-        layer.active_rank, layer.is_resting = before
+        layer.turn = turn
+
+
+class Turn(NamedTuple):
+    """What a chain knows of an adapter's factors in a layer, and what need not be computed for it.
+
+    Attributes:
+        adapter: the adapter's name.
+        rank: the leading rows of A and columns of B that are in use; the others are zero.
+        rests: the factors' product is zero, and is not trained.
+    """
+
+    adapter: str
+    rank: int
+    rests: bool
 
 
 class FusedLinear(lora.Linear):
     """PEFT's LoRA layer of a Linear with another way to compute; PEFT's own forward runs whenever something is special.
 
     That is: active dropout, a merged or disabled adapter, several adapters or a mixed batch, a variant such as DoRA, a bias
-    beside B, a base that is no plain floating Linear or is itself trained, hooks on the modules inside, and float16.
+    beside B, a base that is no plain floating Linear or is itself trained, hooks on the modules inside, and float16. Of the
+    fused function there are first derivatives alone, and none in forward mode.
 
     Attributes:
-        active_rank: how many leading rows of A and columns of B are computed with; None for all. The others are zero.
-        is_resting: compute with the base layer alone, the live link being zero.
+        turn: set by the chain; None for a layer that no chain steers. A copy of the layer has none, and loaded weights end it,
+            for it is true of these factors only.
     """
 
-    active_rank: int | None = None
-    is_resting: bool = False
+    turn: Turn | None = None
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """PEFT's LoRA of x.
@@ -102,10 +114,12 @@ class FusedLinear(lora.Linear):
         Returns:
             (..., out).
         """
-        adapter = None if args or kwargs else self._single_adapter()
+        is_traced = torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+        adapter = None if args or kwargs or is_traced else self._single_adapter()
         if adapter is None:
             return super().forward(x, *args, **kwargs)
-        if self.is_resting:
+        turn = self.turn if self.turn is not None and self.turn.adapter == adapter else None
+        if turn is not None and turn.rests:
             return self.base_layer(x)
         # PEFT's attributes are typed `Tensor | Module`.
         W, bias = cast(Tensor, self.base_layer.weight), cast(Tensor | None, self.base_layer.bias)
@@ -113,9 +127,17 @@ class FusedLinear(lora.Linear):
         dtype = None if _drops(self.lora_dropout[adapter]) else _computed_dtype(x, W, A, B)
         if dtype is None:
             return super().forward(x)
-        if self.active_rank is not None:
-            A, B = A[: self.active_rank], B[:, : self.active_rank]
-        return LowRankLinear.apply(x, W, bias, A, B, self.scaling[adapter], dtype)[0]
+        if turn is not None and turn.rank < len(A):
+            A, B = A[: turn.rank], B[:, : turn.rank]
+        y = LowRankLinear.apply(x, W, bias, A, B, self.scaling[adapter], dtype)[0]
+        return y.view(*x.shape[:-1], len(W))
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.turn = None
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "turn"}
 
     def _single_adapter(self) -> str | None:
         """The adapter to compute with, where it and the base are plain; None where PEFT's forward is to run."""
@@ -155,14 +177,15 @@ class LowRankLinear(torch.autograd.Function):
             dtype: to compute in.
 
         Returns:
-            (..., out) and (tokens, rank).
+            (tokens, out) and (tokens, rank).
         """
         rows = x.to(dtype).reshape(-1, x.shape[-1])
         y = F.linear(rows, W.to(dtype), None if bias is None else bias.to(dtype))
         u = rows @ A.to(dtype).mT
         # B^T in rows: this product is up to a third faster than with columns.
         y.addmm_(u, B.mT.to(dtype, memory_format=torch.contiguous_format), alpha=scale)
-        return y.view(*x.shape[:-1], W.shape[0]), u
+        # As rows: of a view that is made in here autograd would not let anybody change an entry in place.
+        return y, u
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -191,25 +214,26 @@ class LowRankLinear(torch.autograd.Function):
         if g is None:
             return (None,) * 7
         dtype, scale = ctx.dtype, ctx.scale
-        g = g.reshape(-1, g.shape[-1])
         dx = dA = dB = None
-        if u is not None:
-            # (rank, out) and then turned: up to three times as fast as g^T u.
-            dB = (u.mT @ g).to(B.dtype).mul_(scale).mT
-        if W is not None or x is not None:
-            v = g @ B.to(dtype)
-            if x is not None:
-                dA = (v.mT @ x.to(dtype).reshape(-1, x.shape[-1])).to(A.dtype).mul_(scale)
-            if W is not None:
-                dx = g @ W.to(dtype)
-                dx = dx.addmm_(v, A.to(dtype), alpha=scale).view(ctx.shape).to(ctx.x_dtype)
+        # A caller's autocast is not that of the forward pass.
+        with _without_autocast(g.device.type):
+            if u is not None:
+                # (rank, out) and then turned: up to three times as fast as g^T u.
+                dB = (u.mT @ g).to(B.dtype).mul_(scale).mT
+            if W is not None or x is not None:
+                v = g @ B.to(dtype)
+                if x is not None:
+                    dA = (v.mT @ x.to(dtype).reshape(-1, x.shape[-1])).to(A.dtype).mul_(scale)
+                if W is not None:
+                    dx = g @ W.to(dtype)
+                    dx = dx.addmm_(v, A.to(dtype), alpha=scale).view(ctx.shape).to(ctx.x_dtype)
         return dx, None, None, dA, dB, None, None
 
 
 def _computed_dtype(x: Tensor, W: Tensor, A: Tensor, B: Tensor) -> torch.dtype | None:
     """What the base layer computes in; None where that, or a tensor's kind, is left to PEFT."""
     dtype, device = W.dtype, x.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    if _autocasts(device):
         dtype = torch.get_autocast_dtype(device)
         if torch.float64 in (x.dtype, W.dtype):  # autocast leaves these alone
             return None
@@ -220,9 +244,20 @@ def _computed_dtype(x: Tensor, W: Tensor, A: Tensor, B: Tensor) -> torch.dtype |
     return dtype if A.dtype in (dtype, torch.float32) and B.dtype in (dtype, torch.float32) else None
 
 
+def _autocasts(device: str) -> bool:
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def _without_autocast(device: str) -> AbstractContextManager[Any]:
+    return torch.autocast(device, enabled=False) if _autocasts(device) else nullcontext()
+
+
 def _drops(dropout: nn.Module) -> bool:
     return type(dropout) is not nn.Identity and not (type(dropout) is nn.Dropout and (dropout.p == 0 or not dropout.training))
 
 
 def _is_hooked(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)
+    # accelerate's hooks put another `forward` on the instance.
+    return "forward" in vars(module) or bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )

@@ -8,10 +8,11 @@ the weight's last place and is given back at the next merge: W and its residual 
 """
 
 import math
-from typing import NamedTuple
+from itertools import repeat
+from typing import NamedTuple, cast
 
 import torch
-from jaxtyping import Float, Int8
+from jaxtyping import Float, Int8, Int32
 from torch import Tensor
 
 from fwlora.linalg import product_norm
@@ -19,6 +20,9 @@ from fwlora.linalg import product_norm
 # Entries of a chunk, whose scratch of 19 bytes an entry stays in a core's cache, and so does half a chunk of float32 weights
 # between product and norm. A device that launches kernels one by one is given twice that, 2.4 MiB, whatever the model.
 CHUNK = 2**16
+
+# Views: of the weight, of the left and the right factor, and of the residual.
+_Chunk = tuple[Tensor, Tensor, Tensor, Tensor | None]
 
 EXACT = (torch.float32, torch.float64)
 ROUNDED = (torch.bfloat16, torch.float16)
@@ -38,7 +42,8 @@ def ulp(W: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         >>> ulp(torch.tensor([1.0, 2.0], dtype=torch.bfloat16)).tolist()
         [0.0078125, 0.015625]
     """
-    return _power(W.float(), W.dtype) * torch.finfo(W.dtype).eps
+    mask = torch.tensor(_EXPONENT, dtype=torch.int32, device=W.device)
+    return _power(W.float().view(torch.int32), W.dtype, mask).view(torch.float32) * torch.finfo(W.dtype).eps
 
 
 def restore(W: Float[Tensor, "*shape"], residual: Int8[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -85,15 +90,14 @@ class RowMerge:
         self.left, self.right = (side.detach().to(weight.device, dtype) for side in (left, right))
         # As a matrix, where its memory is one: channels_last, for one, is not.
         shape = (weight.shape[0], -1) if weight.is_contiguous() else weight.shape
-        self._weight = weight.view(shape)
-        self._residual = None if residual is None else residual.view(shape)
+        whole = weight.view(shape)
         if weight.device.type == "cpu":
             entries = CHUNK if residual is not None else CHUNK // 2
-        elif residual is None and self._weight.ndim == 2:
+        elif residual is None and whole.ndim == 2:
             entries = weight.numel()  # without scratch there is no reason to cut
         else:
             entries = 2 * CHUNK
-        self._chunks = _chunks(self._weight, entries, cuts_rows=residual is not None)
+        self._chunks = _chunks(whole, self.left, self.right, None if residual is None else residual.view(shape), entries)
         self._scratch = None if residual is None else _Scratch(weight, residual, min(weight.numel(), entries))
         self._next = 0
         # Left on the device, to be read when all is done: it is not to be waited for at each chunk.
@@ -110,16 +114,15 @@ class RowMerge:
     def run(self) -> None:
         """Merge the chunks that remain."""
         while self._next < len(self._chunks):
-            rows, columns = self._chunks[self._next]
-            W, left = self._weight[rows], self.left[rows]
-            if self._residual is None:
+            chunk = self._next
+            W, left, right, residual = self._chunks[chunk]
+            if residual is None:
                 self._add(W, left)
-                torch.linalg.vector_norm(W, out=self._merged[self._next])
-            elif columns is None:
-                self._add_with_feedback(W, left, self.right, self._residual[rows])
+                self._next += 1  # at once: whatever fails from here on, it is not added again
+                torch.linalg.vector_norm(W, out=self._merged[chunk])
             else:
-                self._add_with_feedback(W[:, columns], left, self.right[:, columns], self._residual[rows, columns])
-            self._next += 1
+                self._add_with_feedback(W, left, right, residual)
+                self._next += 1
 
     def _add(self, W: Tensor, left: Tensor) -> None:
         if W.ndim == 2:
@@ -129,36 +132,38 @@ class RowMerge:
 
     def _add_with_feedback(self, W: Tensor, left: Tensor, right: Tensor, residual: Tensor) -> None:
         assert self._scratch is not None
-        asked, before, E, after, rounded, units = self._scratch.shaped(W.shape)
-        info, mask = torch.finfo(W.dtype), self._scratch.mask
-        unit = info.eps / 256  # of the residual, beside the power of two below the weight
-        asked.view(len(W), -1).addmm_(left, right, beta=0, alpha=self.scale)
+        mask, unit = self._scratch.mask, self._scratch.unit
+        floats, bits, rows, product, rounded, units = self._scratch.shaped(W.shape)
+        (asked, before, E, after), (before_bits, E_bits, after_bits) = floats, bits
+        product.addmm_(left, right, beta=0, alpha=self.scale)
         # E = restore(W, residual) + asked, and `after` holds the powers of two meanwhile.
         before.copy_(W)
         E.copy_(residual if units is None else units.copy_(residual))
-        torch.addcmul(before, E, _power(before, W.dtype, after, mask), value=unit, out=E)
-        E.add_(asked).clamp_(-info.max, info.max)
+        _power(before_bits, W.dtype, mask, out=after_bits)
+        torch.addcmul(before, E, after, value=unit, out=E)
+        E.add_(asked).clamp_(-self._scratch.max, self._scratch.max)
         # W' = E rounded, and what is to be told of it.
         after.copy_(rounded.copy_(E))
         torch.sub(after, before, out=before)
-        torch.dot(before.view(-1), asked.view(-1), out=self._realised[self._next])
+        torch.dot(*rows, out=self._realised[self._next])
         torch.linalg.vector_norm(after, out=self._merged[self._next])
         # residual' = round((E - W') / ulp(W') * 256), the last bits of the sum.
         E.sub_(after)
-        torch.addcdiv(self._scratch.rounder, E, _power(after, W.dtype, after, mask), out=E)
-        integers = E.clamp_((_ROUNDER - 128) * unit, (_ROUNDER + 127) * unit).view(torch.int32)
+        _power(after_bits, W.dtype, mask, out=after_bits)
+        torch.addcdiv(self._scratch.rounder, E, after, out=E)
+        E.clamp_((_ROUNDER - 128) * unit, (_ROUNDER + 127) * unit)
         # Nothing below allocates: the chunk is merged whole or not at all.
         W.copy_(rounded)
-        residual.copy_(integers if units is None else units.copy_(integers))
+        residual.copy_(E_bits if units is None else units.copy_(E_bits))
 
 
 class _Views(NamedTuple):
-    """Scratch in the shape of a chunk."""
+    """Scratch in the shape of a chunk, and other views of it, made once: at each chunk they would take as long as a pass."""
 
-    asked: Tensor
-    before: Tensor
-    E: Tensor
-    after: Tensor
+    floats: tuple[Tensor, Tensor, Tensor, Tensor]  # asked, before, E, after
+    bits: tuple[Tensor, Tensor, Tensor]  # of before, E, after
+    rows: tuple[Tensor, Tensor]  # before and asked, as vectors
+    product: Tensor  # asked, as a matrix
     rounded: Tensor
     units: Tensor | None  # None where the residual lies on the weight's device
 
@@ -180,34 +185,46 @@ class _Scratch:
         self._flat, self._units = (*floats, rounded), units
         self._views: _Views | None = None
         # Made once, as numbers would be made tensors of at every use.
-        self.rounder = torch.full((), _ROUNDER * torch.finfo(weight.dtype).eps / 256, device=device)
+        info = torch.finfo(weight.dtype)
+        self.max, self.unit = info.max, info.eps / 256  # `unit` of the residual, beside the power of two below the weight
+        self.rounder = torch.full((), _ROUNDER * self.unit, device=device)
         self.mask = torch.full((), _EXPONENT, dtype=torch.int32, device=device)
 
     def shaped(self, shape: torch.Size) -> _Views:
         """Its beginning in this shape."""
-        if self._views is None or self._views.asked.shape != shape:
+        if self._views is None or self._views.rounded.shape != shape:
             entries = shape.numel()
             asked, before, E, after, rounded = (flat[:entries].view(shape) for flat in self._flat)
             units = None if self._units is None else self._units[:entries].view(shape)
-            self._views = _Views(asked, before, E, after, rounded, units)
+            before_bits, E_bits, after_bits = (x.view(torch.int32) for x in (before, E, after))
+            self._views = _Views(
+                (asked, before, E, after),
+                (before_bits, E_bits, after_bits),
+                (before.view(-1), asked.view(-1)),
+                asked.view(len(asked), -1),
+                rounded,
+                units,
+            )
         return self._views
 
 
-def _chunks(weight: Tensor, entries: int, *, cuts_rows: bool) -> list[tuple[slice, slice | None]]:
-    """Rows, and columns of rows that are longer than a chunk; of a matrix only, and None for all of them."""
+def _chunks(weight: Tensor, left: Tensor, right: Tensor, residual: Tensor | None, entries: int) -> list[_Chunk]:
+    """So many rows that they hold so many entries; of a matrix with a residual also columns, where a row is longer."""
     length = max(1, math.prod(weight.shape[1:]))
-    count = max(1, entries // length)
-    rows = [slice(start, start + count) for start in range(0, weight.shape[0], count)]
-    if not (cuts_rows and weight.ndim == 2 and length > entries):
-        return [(row, None) for row in rows]
-    columns = [slice(start, start + entries) for start in range(0, length, entries)]
-    return [(row, column) for row in rows for column in columns]
+    rows = max(1, entries // length)
+    residuals = repeat(None) if residual is None else residual.split(rows)
+    chunks = list(zip(weight.split(rows), left.split(rows), repeat(right), residuals))
+    if residual is None or weight.ndim != 2 or length <= entries:
+        return chunks
+    return [
+        chunk
+        for W, L, R, C in chunks
+        for chunk in zip(W.split(entries, 1), repeat(L), R.split(entries, 1), cast(Tensor, C).split(entries, 1))
+    ]
 
 
 def _power(
-    x: Float[Tensor, "*shape"], dtype: torch.dtype, out: Tensor | None = None, mask: Tensor | None = None
-) -> Float[Tensor, "*shape"]:
-    """The largest power of two that is no larger than ``|x|``, and no smaller than the smallest normal number of `dtype`."""
-    mask = torch.tensor(_EXPONENT, dtype=torch.int32, device=x.device) if mask is None else mask
-    bits = torch.bitwise_and(x.view(torch.int32), mask, out=None if out is None else out.view(torch.int32))
-    return bits.clamp_(min=_SMALLEST[dtype]).view(torch.float32)
+    bits: Int32[Tensor, "*shape"], dtype: torch.dtype, mask: Tensor, out: Tensor | None = None
+) -> Int32[Tensor, "*shape"]:
+    """The largest power of two no larger than a float32, and no smaller than the smallest normal number of `dtype`, as bits."""
+    return torch.bitwise_and(bits, mask, out=out).clamp_(min=_SMALLEST[dtype])

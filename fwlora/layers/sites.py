@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from peft import LoraConfig
@@ -17,7 +18,7 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.lora import layer as lora
 from torch import Tensor, nn
 
-from fwlora.layers.fused import FusedLinear, computing_in_full, fuse, unfuse
+from fwlora.layers.fused import FusedLinear, Turn, computing_in_full, fuse, unfuse
 from fwlora.layers.rounding import ROUNDED, RowMerge
 from fwlora.linalg import Factors, extremes
 
@@ -30,22 +31,21 @@ class Site:
         name: the layer's full name in the base model, without any wrapper's prefix.
         layer: the PEFT layer.
         adapter: the adapter's name in it.
+
+    Attributes:
+        is_embedding: whether the layer looks rows up instead of multiplying.
     """
 
     def __init__(self, name: str, layer: LoraLayer, adapter: str) -> None:
         self.name = name
         self.layer = layer
         self.adapter = adapter
-        self.rank = self.width
-        self.wake()
+        self.is_embedding = isinstance(layer, lora.Embedding)
+        self._rank, self._rests = self.width, False
+        self._tell()
 
     def __repr__(self) -> str:
         return f"Site({self.name!r}, {tuple(self.weight.shape)}, rank={self.rank})"
-
-    @property
-    def is_embedding(self) -> bool:
-        """Whether the layer looks rows up instead of multiplying."""
-        return isinstance(self.layer, lora.Embedding)
 
     @property
     def padding(self) -> list[int]:
@@ -116,15 +116,14 @@ class Site:
     @rank.setter
     def rank(self, rank: int) -> None:
         self._rank = rank
-        if isinstance(self.layer, FusedLinear):
-            self.layer.active_rank = None if rank == self.width else rank
+        self._tell()
 
     def compute_fast(self, allowed: bool) -> None:
         """Let the layer run this library's own forward where it can, or PEFT's in any case."""
         if not allowed:
             unfuse(self.layer)
         elif fuse(self.layer):
-            self.rank = self.rank  # the layer is told
+            self._tell()
 
     @property
     def rests(self) -> bool:
@@ -133,11 +132,13 @@ class Site:
 
     def rest(self) -> None:
         """Take no part in the live link, whose factors here are zero and get no gradient where the layer can skip them."""
-        self._set_rest(True)
+        self._rests = True
+        self._tell()
 
     def wake(self) -> None:
         """Take part in the live link."""
-        self._set_rest(False)
+        self._rests = False
+        self._tell()
 
     @property
     def is_idle(self) -> bool:
@@ -189,8 +190,10 @@ class Site:
 
     def live(self) -> Factors:
         """The live link, sliced to its rank; views of the Parameters."""
-        bias = None if self.bias is None else self.bias.detach()
-        return Factors(self.A.detach()[: self.rank], self.B.detach()[:, : self.rank], self.scaling, bias)
+        A, B, bias = self.A.detach(), self.B.detach(), self.bias
+        if self.rank < self.width:
+            A, B = A[: self.rank], B[:, : self.rank]
+        return Factors(A, B, self.scaling, None if bias is None else bias.detach())
 
     def orient(self, matrix: Tensor) -> Tensor:
         """An (out, fan_in) matrix in the weight's own shape."""
@@ -229,13 +232,11 @@ class Site:
     def reset_(self, fresh: Tensor) -> None:
         """Start a link from the `fresh` drawn factor; rows beyond its rank are masked, the other factor is zero."""
         self.rank = fresh.shape[1] if self.is_embedding else fresh.shape[0]
-        self.drawn.zero_()
-        (self.drawn[:, : self.rank] if self.is_embedding else self.drawn[: self.rank]).copy_(fresh)
-        self.zeroed.zero_()
-        if self.bias is not None:
-            self.bias.zero_()
-        for parameter in self.parameters():
+        drawn, parameters = self.drawn, self.parameters()
+        for parameter in parameters:
+            parameter.zero_()
             parameter.grad = None
+        (drawn[:, : self.rank] if self.is_embedding else drawn[: self.rank]).copy_(fresh)
 
     def compact_(self, config: LoraConfig) -> None:
         """Allocate the live link's rank alone, and say so in PEFT's configuration."""
@@ -256,10 +257,15 @@ class Site:
         config.rank_pattern = {key: self.rank, **(config.rank_pattern or {})}
         config.alpha_pattern = {key: alpha, **(config.alpha_pattern or {})}  # type: ignore[dict-item]
 
-    def _set_rest(self, rests: bool) -> None:
-        self._rests = rests
+    def _tell(self) -> None:
+        """Tell the layer what it need not compute."""
         if isinstance(self.layer, FusedLinear):
-            self.layer.is_resting = rests
+            # Past nn.Module's own way: while a pickle is read the layer may be empty still.
+            vars(self.layer)["turn"] = Turn(self.adapter, self._rank, self._rests)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._tell()  # a copied layer has forgotten it
 
     def _residual(self, name: str, target: Tensor, residuals: dict[str, Tensor]) -> Tensor | None:
         if target.dtype not in ROUNDED:

@@ -43,7 +43,7 @@ class Blocks(BlockRule):
     else asks for one. A site names its layer up to its first whole number, "model.layers.3."; one without a number is a layer
     of its own. The blocks are contiguous, of whole layers, and as many layers each as can be.
 
-    A site at which PEFT's own forward runs (active dropout, convolutions, ...) cannot skip: its gradients are computed, and
+    A site at which PEFT's own forward runs (convolutions, embeddings, ...) cannot skip: its gradients are computed, and
     dropped. Data-parallel training and Algorithm 2 (`FrankWolfe`) need all sites in every link. `torch.compile` makes one graph
     a block, and keeps 8 unless `torch._dynamo.config.recompile_limit` says otherwise.
 

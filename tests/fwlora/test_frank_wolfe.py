@@ -23,6 +23,7 @@ from fwlora import (
 )
 from fwlora.errors import ArgumentError, KnotError, NonFiniteFactorsError
 from fwlora.layers.rounding import restore
+from fwlora.layers.sites import Site
 from tests.conftest import assert_same, make_chain, train
 from tests.tables import CASES, SETS, TOLERANCE, loss_of, output
 
@@ -167,16 +168,14 @@ def test_knot_that_is_cut_off_is_completed_and_never_doubled(chained, monkeypatc
     train(optimizer, model, batch, 2)
     twin_model, twin = copy.deepcopy((model, optimizer))
     twin.tie_knot()
-    names = list(optimizer.sites)
-    draw = optimizer._draw
-    fails = iter([False] * len(names) + [False, False, True])
+    merges, fails = Site.merges, iter([False, False, True])
 
-    def failing(site, index):
+    def failing(self, *args):
         if next(fails, False):
             raise MemoryError("no room")
-        return draw(site, index)
+        return merges(self, *args)
 
-    monkeypatch.setattr(optimizer, "_draw", failing)
+    monkeypatch.setattr(Site, "merges", failing)
     with pytest.raises(MemoryError):
         optimizer.tie_knot()
     assert len(optimizer.chain) == 1

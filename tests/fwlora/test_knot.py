@@ -11,6 +11,7 @@ from torch import nn
 from fwlora import At, Every, Kaiming, Never, StepDown
 from fwlora.errors import KnotError, NonFiniteFactorsError, RefusedKnotWarning
 from fwlora.layers.rounding import RowMerge
+from fwlora.layers.sites import Site
 from tests.conftest import make_chain, train
 from tests.tables import CASES, INNERS, RESETS, TOLERANCE, loss_of, output
 
@@ -163,15 +164,38 @@ class Failing(Kaiming):
         return super().draw(shape, generator)
 
 
+@pytest.mark.parametrize("at", range(4))
+def test_reset_rule_is_asked_once_a_site_and_before_anything_is_changed(chained, at):
+    """Where it fails there is no knot to go on with, and the next one is a knot as any other."""
+    whole, expected, _ = chained("llama", steps=4, knots=Never())
+    model, optimizer, _ = chained("llama", steps=4, knots=Never(), reset=Failing(at + 4))  # 4 draws start the first link
+    with pytest.raises(InterruptedError_):
+        optimizer.tie_knot()
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), whole.parameters(), strict=True))
+    optimizer.reset = asked = Failing(4)
+    assert optimizer.tie_knot() == expected.tie_knot()
+    assert asked.countdown == 0  # type: ignore[attr-defined]
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), whole.parameters(), strict=True))
+
+
 @pytest.mark.parametrize("way", ["step", "state_dict", "export", "tie_knot", "delta"])
 @pytest.mark.parametrize("at", range(4))
-def test_knot_interrupted_at_each_site_is_completed_not_doubled(chained, tmp_path, at, way):
-    """Cut off before site `at`; whatever is called next goes on with the same knot."""
+def test_knot_interrupted_at_each_site_is_completed_not_doubled(chained, monkeypatch, tmp_path, at, way):
+    """Cut off at site `at`, before it is changed; whatever is called next goes on with the same knot."""
     whole, expected, batch = chained("llama", steps=4, knots=Never())
     expected.tie_knot()
-    model, optimizer, _ = chained("llama", steps=4, knots=Never(), reset=Failing(at + 8))  # 4 draws start a link, 4 try
+    model, optimizer, _ = chained("llama", steps=4, knots=Never())
     before = output(model, batch)
-    with pytest.raises(InterruptedError_):
+    merges, calls = Site.merges, []
+
+    def fails_at_site(self, *args):
+        calls.append(1)
+        if len(calls) == at + 1:
+            raise torch.OutOfMemoryError
+        return merges(self, *args)
+
+    monkeypatch.setattr(Site, "merges", fails_at_site)
+    with pytest.raises(torch.OutOfMemoryError):
         optimizer.tie_knot()
     assert len(optimizer.chain) == 0
     assert relative_change(output(model, batch), before) < 1e-6, "between two sites the function is right"
@@ -212,6 +236,25 @@ def test_merge_cut_off_between_rows_goes_on_at_the_same_row(chained, monkeypatch
         assert torch.equal(mine, theirs)
 
 
+def test_norm_that_fails_after_a_merge_does_not_double_it(chained, monkeypatch):
+    model, optimizer, batch = chained("llama", steps=2, knots=Never())
+    before = output(model, batch)
+    norm = torch.linalg.vector_norm
+
+    def out_of_memory(*args, **options):
+        if "out" not in options:
+            return norm(*args, **options)
+        monkeypatch.undo()
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(torch.linalg, "vector_norm", out_of_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        optimizer.tie_knot()
+    optimizer.state_dict()
+    assert len(optimizer.chain) == 1
+    assert relative_change(output(model, batch), before) < 1e-6
+
+
 @pytest.fixture
 def interruptible():
     """A process that was started in the background ignores Ctrl-C."""
@@ -221,18 +264,17 @@ def interruptible():
 
 
 @pytest.mark.usefixtures("interruptible")
-def test_ctrl_c_waits_for_the_end_of_the_site(chained):
-    class Interrupting(Kaiming):
-        draws = 0
-
-        def draw(self, shape, generator):
-            type(self).draws += 1
-            if self.draws == 9:  # 4 draws start the first link, 4 are tried before the knot begins
-                signal.raise_signal(signal.SIGINT)
-            return super().draw(shape, generator)
-
-    model, optimizer, batch = chained("llama", steps=2, knots=Never(), reset=Interrupting())
+def test_ctrl_c_waits_for_the_end_of_the_site(chained, monkeypatch):
+    model, optimizer, batch = chained("llama", steps=2, knots=Never())
     before = output(model, batch)
+    merges = Site.merges
+
+    def interrupted(self, *args):
+        monkeypatch.undo()
+        signal.raise_signal(signal.SIGINT)
+        return merges(self, *args)
+
+    monkeypatch.setattr(Site, "merges", interrupted)
     with pytest.raises(KeyboardInterrupt):
         optimizer.tie_knot()
     assert not next(iter(optimizer.sites.values())).zeroed.any(), "the first site was finished"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -37,11 +37,14 @@ def pair(dtype: torch.dtype = torch.float32, **config: Any) -> tuple[lora.Linear
     return plain[0], fused[0]
 
 
-def gradients(layer: nn.Module, x: Tensor, g: Tensor) -> dict[str, Tensor | None]:
-    """Of x and of every parameter, for a given gradient of the output; the output too."""
+def gradients(
+    function: Callable[[Tensor], Tensor], x: Tensor, g: Tensor, of: nn.Module | None = None
+) -> dict[str, Tensor | None]:
+    """Of x and of every parameter of a layer, the function itself by default, for a given gradient of the output; that too."""
+    layer = cast(nn.Module, function) if of is None else of
     layer.zero_grad()
     x = x.detach().requires_grad_(x.requires_grad)
-    y = layer(x)
+    y = function(x)
     y.backward(g.to(y.dtype))
     return {"y": y.detach(), "x": x.grad} | {name: p.grad for name, p in layer.named_parameters()}
 

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
 from fwlora import ChainLoRAOptimizer, Every, StepDown
-from fwlora.layers.fused import FusedLinear
+from fwlora.layers.fused import FusedLinear, Turn
 from tests.conftest import train
 from tests.fwlora.layers.fused_layers import assert_close, calls, gradients, pair
 from tests.tables import CASES, loss_of
@@ -96,6 +96,27 @@ def test_autocast_decides_the_precision_as_it_does_for_peft(base, given, monkeyp
     assert_close(mine, theirs, 2e-2)
 
 
+def test_output_may_be_changed_in_place():
+    plain, fused = pair()
+    x, g = torch.randn(2, 3, 6, requires_grad=True), torch.randn(2, 3, 5)
+    results = [gradients(lambda x, layer=layer: layer(x).add_(1).mul_(2), x, g, of=layer) for layer in (fused, plain)]
+    assert_close(*results, 1e-6)
+
+
+@pytest.mark.parametrize("forward", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("backward", [torch.float32, torch.bfloat16])
+def test_backward_keeps_the_forwards_precision_whatever_autocast_is_on(forward, backward):
+    _, fused = pair()
+    x, g = torch.randn(4, 6, requires_grad=True), torch.randn(4, 5)
+    with torch.autocast("cpu", torch.bfloat16, enabled=forward == torch.bfloat16):
+        expected = gradients(fused, x, g)
+        y = fused(x)
+    fused.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16, enabled=backward == torch.bfloat16):
+        y.backward(g.to(y.dtype))
+    assert all(torch.equal(p.grad, expected[name]) for name, p in fused.named_parameters() if p.requires_grad)
+
+
 def test_double_backward_is_refused():
     _, fused = pair()
     x = torch.randn(4, 6, requires_grad=True)
@@ -124,11 +145,8 @@ def test_checkpointing_changes_no_bit(use_reentrant):
     _, fused = pair()
     x, g = torch.randn(4, 6, requires_grad=True), torch.randn(4, 5)
     direct = gradients(fused, x, g)
-    fused.zero_grad()
-    again = x.detach().requires_grad_()
-    checkpoint(fused, again, use_reentrant=use_reentrant).backward(g)
-    assert torch.equal(again.grad, direct["x"])
-    assert all(p.grad is None or torch.equal(p.grad, direct[name]) for name, p in fused.named_parameters())
+    again = gradients(lambda x: checkpoint(fused, x, use_reentrant=use_reentrant), x, g, of=fused)
+    assert_close(again, direct, 0.0)
 
 
 @pytest.mark.parametrize("wants_x", [True, False])
@@ -198,14 +216,14 @@ def test_stepped_down_rank_computes_with_the_active_rows_only(monkeypatch: pytes
         assert all(not site.A.grad[2:].any() and not site.B.grad[:, 2:].any() for site in optimizer.sites.values())
         runs.append((optimizer, [optimizer.delta(name) for name in optimizer.sites]))
         optimizer.compact()
-        assert all(getattr(site.layer, "active_rank", None) is None for site in optimizer.sites.values())
+        assert all(site.rank == site.width == 2 for site in optimizer.sites.values())
     assert all(torch.allclose(mine, theirs, rtol=1e-9, atol=1e-12) for mine, theirs in zip(runs[0][1], runs[1][1], strict=True))
 
 
 def test_resting_layer_is_its_base_layer(monkeypatch: pytest.MonkeyPatch):
     _, fused = pair()
     nn.init.zeros_(fused.lora_B["default"].weight)
-    fused.is_resting = True
+    fused.turn = Turn("default", 3, rests=True)
     x = torch.randn(4, 6)
     with calls(monkeypatch) as seen:
         y = fused(x)
@@ -226,4 +244,4 @@ def test_site_computes_in_full_with_other_factors_though_masked_and_resting():
         y = model(x)
     assert torch.allclose(y, site.layer.base_layer(x) + site.scaling * x @ A.mT @ B.mT, rtol=1e-12)
     assert isinstance(site.layer, FusedLinear)
-    assert (site.layer.active_rank, site.layer.is_resting) == (2, True)
+    assert site.layer.turn == ("default", 2, True)

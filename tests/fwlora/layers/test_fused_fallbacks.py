@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import distribute_tensor
 
 from fwlora.layers import fused as module
-from fwlora.layers.fused import FusedLinear, fuse, unfuse
+from fwlora.layers.fused import FusedLinear, Turn, fuse, unfuse
 from tests.fwlora.layers.fused_layers import calls, model_with_lora, pair
 from tests.tables import CASES
 
@@ -41,6 +41,10 @@ def second_adapter(layer: lora.Linear) -> None:
 
 def adapter_that_is_elsewhere(layer: lora.Linear) -> None:
     layer._active_adapter = "other"
+
+
+def another_forward_on_the_base(layer: lora.Linear) -> None:
+    layer.base_layer.forward = lambda x: x[..., :5]  # as accelerate's hooks do
 
 
 def bias_beside_B(layer: lora.Linear) -> None:
@@ -88,8 +92,9 @@ def wider_factors(layer: lora.Linear) -> None:
 @pytest.mark.parametrize(
     "special",
     [
-        dropout, merged, disabled, second_adapter, adapter_that_is_elsewhere, bias_beside_B, trained_base, trained_base_bias,
-        hook_on_the_base, hook_on_A, hook_on_B, base_of_another_class, parametrised_base, wider_factors,
+        dropout, merged, disabled, second_adapter, adapter_that_is_elsewhere, another_forward_on_the_base, bias_beside_B,
+        trained_base, trained_base_bias, hook_on_the_base, hook_on_A, hook_on_B, base_of_another_class, parametrised_base,
+        wider_factors,
     ],
 )  # fmt: skip
 def test_special_layer_computes_as_peft_does(special: Callable[[lora.Linear], None], monkeypatch: pytest.MonkeyPatch):
@@ -204,7 +209,7 @@ def test_layer_of_another_kind_is_never_fused(kind):
 
 def test_release_of_peft_that_was_not_tested_keeps_its_own_forward(monkeypatch: pytest.MonkeyPatch):
     model = model_with_lora()
-    monkeypatch.setattr(module, "version", lambda package: "0.99.1")
+    monkeypatch.setattr(module.peft, "__version__", "0.99.1")
     assert not fuse(model[0])
     assert type(model[0]) is lora.Linear
 
@@ -219,9 +224,9 @@ def test_fused_layer_is_pefts_in_all_else(tmp_path):
     assert (tmp_path / "adapter_model.safetensors").is_file()
     twin = copy.deepcopy(layers[0])
     assert isinstance(twin, FusedLinear)
-    twin.active_rank, twin.is_resting = 2, True
+    twin.turn = Turn("default", 2, True)
     unfuse(twin)
     assert type(twin) is lora.Linear
-    assert not {"active_rank", "is_resting"} & vars(twin).keys()
+    assert "turn" not in vars(twin)
     plain = model.unload()
     assert not any(isinstance(m, LoraLayer) for m in plain.modules())
