@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 import warnings
@@ -64,8 +65,8 @@ class Bench:
             raise UsageError("--targets: name at least one layer.")
         if self.dtype not in DTYPES:
             raise UsageError(f"--dtype {self.dtype}: choose from {', '.join(DTYPES)}.")
-        if self.device.partition(":")[0] not in {"cpu", "cuda"}:
-            raise UsageError(f"--device {self.device}: choose from auto, cpu, cuda.")
+        if self.device not in {"cpu", "cuda"}:
+            raise UsageError(f"--device {self.device}: choose from auto, cpu, cuda; CUDA_VISIBLE_DEVICES says which.")
         if torch.device(self.device).type == "cuda" and not torch.cuda.is_available():
             raise UsageError(f"--device {self.device}: torch sees no CUDA device here; give cpu or auto.")
         config = architectures.config_of(self.base)
@@ -120,33 +121,15 @@ class Bench:
         Returns:
             The reason, None where there is none.
         """
-        missing = unavailable(method)
-        return missing or fits(self.bytes(method), (memory_of(self.device) - beside) / 1e9)
+        if (missing := unavailable(method)) is not None:
+            return missing
+        has = "beside the others the device has" if beside else "the device has"
+        return fits(self.bytes(method), max(0.0, memory_of(self.device) - beside) / 1e9, has=has)
 
     def _checkpointed(self, model: nn.Module) -> nn.Module:
         if self.checkpointing:
             cast(Any, model).activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
         return model
-
-
-def bench_of(config: Any, steps: int) -> Bench:
-    """The bench that a study's options ask for.
-
-    Args:
-        config: of `speed` or `memory`.
-        steps: of a run.
-
-    Returns:
-        The bench, checked.
-    """
-    auto = "cuda" if torch.cuda.is_available() else "cpu"
-    targets = targets_of(config.base, config.targets)
-    bench = Bench(
-        config.base, config.dtype, auto if config.device == "auto" else config.device, config.batch_size, config.length,
-        targets, config.rank, config.knots, steps,
-    )  # fmt: skip
-    bench.check()
-    return bench
 
 
 def targets_of(base: str, targets: tuple[str, ...]) -> tuple[str, ...]:
@@ -189,6 +172,13 @@ def tf32(on: bool) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def sweep() -> None:
+    """Gives back what nobody holds any more: models lie in cycles, and CUDA's allocator keeps what was freed."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from experiments.accounting.bench import Bench, targets_of
+from experiments.accounting.bench import ALL_LINEAR, Bench, targets_of
 from experiments.accounting.contenders import FLOOR, chosen
 from experiments.errors import UsageError
 from experiments.language.loading import DTYPES
@@ -17,7 +17,9 @@ from experiments.methods import Method
 
 # In every case where no methods are named; the first has all but those that no chain is measured against.
 FEW = ("LoRA, fused AdamW", "chain", "chain, B only")
-ASKED_FOR = ("LoRA+", "rsLoRA", "DoRA", "PiSSA", "prefix tuning", "bottleneck adapters", "GaLore, half-precision weights")
+# Beside them on all linear layers of a bf16 base, which have targets for them.
+BESIDE = ("chain, one block a link", "LoRA, compiled", "chain, compiled")
+ASKED_FOR = ("LoRA+", "rsLoRA", "DoRA", "PiSSA", "prefix tuning", "bottleneck adapters")
 
 # They are nothing of their own on a float32 base.
 HALF_ONLY = ("LoRA, bf16 adapters", "GaLore, half-precision weights")
@@ -56,7 +58,8 @@ class Case:
             The methods, each once.
         """
         every = self.bench.variants()
-        usual = [method.label for method in every if method.label not in ASKED_FOR] if first else FEW
+        few = FEW + (BESIDE if (self.bench.dtype, self.targets) == ("bf16", ALL_LINEAR) else ())
+        usual = [method.label for method in every if method.label not in ASKED_FOR] if first else few
         there = [label for label in labels if self.bench.dtype != "fp32" or label not in HALF_ONLY]
         found = chosen(every, (FLOOR, *(there if labels else usual)))
         return sorted(found, key=lambda method: method.label != FLOOR)
@@ -98,3 +101,18 @@ def cases_of(config: Any, steps: int) -> list[Case]:
         size = "" if len(config.batch_sizes) == 1 else f", {rows} row{'s' * (rows > 1)}"
         cases.append(Case(bench, targets, f"{base}, {dtype}, {targets}{size}"))
     return cases
+
+
+def check_room(cases: Sequence[Case]) -> None:
+    """Finds out whether LoRA, which everything is compared with, can run anywhere.
+
+    Args:
+        cases: the grid.
+
+    Raises:
+        UsageError: it can in no case.
+    """
+    reasons = [case.bench.obstacle(method) for case in cases for method in case.bench.methods(("LoRA",))]
+    if None not in reasons:
+        bases = dict.fromkeys(case.bench.base for case in cases)
+        raise UsageError(f"--bases {' '.join(bases)}: LoRA itself {reasons[0]}.")

@@ -75,7 +75,7 @@ def variants(
     Args:
         rank: as for `contenders`.
         links: of the chains, but for the one that trains a block a link, which has a link for each.
-        steps: of a run; ReLoRA merges as often as a chain ties.
+        steps: of a run; ReLoRA merges as often as a chain ties, and BAdam comes to every block if there are two for each.
         linear: as for `contenders`.
         half: as for `contenders`.
         layers: of the model.
@@ -83,8 +83,11 @@ def variants(
     Returns:
         The methods, each with a label of its own.
     """
-    lora, chain, b_only, *others = contenders(rank, links, steps, linear=linear, half=half)
+    lora, chain, b_only, *others, badam = contenders(rank, links, steps, linear=linear, half=half)
     assert isinstance(chain, ChainOfLoRA)
+    assert isinstance(badam, BAdam)
+    # Rounded down, or a run might end before the last block; with a step left over the first one, cut short, comes again.
+    by_turns = replace(badam, switch_every=max(2, steps // layers))
     by_block = replace(chain, label="chain, one block a link", knots=Evenly(layers), blocks=Blocks(layers))
     return [
         lora,
@@ -99,6 +102,7 @@ def variants(
         Compiled("chain, compiled", chain),
         ReLoRA("ReLoRA", RATE, rank, every=-(-steps // links)),
         *others,
+        by_turns,
     ]
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from experiments.accounting.bench import Bench, short_links
+from experiments.accounting.bench import Bench, short_links, sweep
 from experiments.accounting.contenders import RATE
-from experiments.accounting.timing import Refusals, told
+from experiments.accounting.refusals import Refusals, told
 from experiments.methods import ChainOfLoRA, LoRA, Method
 from experiments.train import backward
 from fwlora import Never
@@ -74,6 +74,7 @@ def gradients(bench: Bench, method: Method, batches: int, *, exact: bool = False
     Returns:
         The gradients of all factors, whose values do not depend on the method.
     """
+    sweep()  # the model before
     model, task = bench.model(), bench.task()
     if exact:
         model, task = model.float(), replace(task, autocast=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -11,9 +10,10 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from experiments.accounting.bench import Bench, short_links
+from experiments.accounting.bench import Bench, short_links, sweep
 from experiments.accounting.contenders import RATE
-from experiments.accounting.timing import Lap, Refusals, Runner, Watched, order, told
+from experiments.accounting.refusals import Refusals, told
+from experiments.accounting.timing import Lap, Runner, Watched, order
 from experiments.accounting.transient import transient_bytes
 from experiments.methods import ChainOfLoRA, LoRA
 from experiments.methods.lora import ADAPTER
@@ -112,12 +112,12 @@ def _methods(bench: Bench) -> tuple[LoRA, ChainOfLoRA]:
 
 def _race(bench: Bench, rounds: int, firsts: int, on_round: Callable[[], object]) -> list[Row]:
     lora, chain = _methods(bench)
-    gc.collect()
+    sweep()
     first, tied = Way(FIRST, _nothing), Way(CHAIN, _nothing)
     for number in range(firsts + 1):
         # The chain before it goes first, with its model: two are there at a time, and not three.
         tied.work = tied.prepare = first.work = first.prepare = _nothing
-        gc.collect()
+        sweep()
         tied = _chain(bench, chain)
         first.work, first.prepare = tied.work, tied.prepare
         if number == 0:
@@ -144,11 +144,26 @@ def _chain(bench: Bench, method: ChainOfLoRA) -> Way:
     assert isinstance(optimizer, ChainLoRAOptimizer)
     sites = optimizer.sites
     generator = torch.Generator().manual_seed(0)
-    return Way(
-        CHAIN,
-        optimizer.tie_knot,
-        lambda: fill(((site.weight, site.A, site.B, site.scaling) for site in sites.values()), generator),
-    )
+
+    def prepare() -> None:
+        step(optimizer)
+        fill(((site.weight, site.A, site.B, site.scaling) for site in sites.values()), generator)
+
+    return Way(CHAIN, optimizer.tie_knot, prepare)
+
+
+def step(optimizer: torch.optim.Optimizer) -> None:
+    """A step on gradients of ones, so that Adam has a state for the knot to forget.
+
+    Args:
+        optimizer: of the chain.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    for parameter in parameters:
+        parameter.grad = None
 
 
 def _of_peft(layers: Mapping[str, LoraLayer]) -> list[Way]:

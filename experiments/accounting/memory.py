@@ -15,9 +15,10 @@ from torch.autograd.graph import saved_tensors_hooks
 from experiments.accounting import shapes
 from experiments.accounting.flops import train_only
 from experiments.methods import BAdam, ChainKeepingAdam, ChainOfLoRA, Compiled, Method
+from experiments.methods.lora import ADAPTER
 from experiments.methods.peers import blocks
 from experiments.tasks.random_tokens import next_token_loss
-from fwlora.layers.fused import FusedLinear, fuse
+from fwlora.layers.fused import FusedLinear, Turn, fuse
 
 GB = 1e9
 
@@ -109,12 +110,14 @@ def compute_as_trained(method: Method, model: nn.Module) -> None:
     if isinstance(method, ChainOfLoRA) and layers:
         active = set(method.blocks.active(0, list(layers)))
         for name, layer in layers.items():
-            cast(FusedLinear, layer).is_resting = name not in active
+            cast(FusedLinear, layer).turn = Turn(ADAPTER, layer.r[ADAPTER], rests=name not in active)
 
 
 def resting(model: nn.Module) -> Iterator[FusedLinear]:
     """The layers that take no part in a chain's link."""
-    return (layer for layer in model.modules() if isinstance(layer, FusedLinear) and layer.is_resting)
+    return (
+        layer for layer in model.modules() if isinstance(layer, FusedLinear) and layer.turn is not None and layer.turn.rests
+    )
 
 
 def activation_bytes(model: nn.Module, rows: int, length: int | None = None, *, example: Tensor | None = None) -> int:
@@ -203,22 +206,26 @@ class Saved(saved_tensors_hooks):
         self._body = set(self._storages)
 
 
-def fits(needed: Bytes, memory_gb: float, optimizer: str = "the optimizer's state") -> str | None:
+def fits(
+    needed: Bytes, memory_gb: float, optimizer: str = "the optimizer's state", *, has: str = "the device has"
+) -> str | None:
     """Whether a step's memory is there.
 
     Args:
         needed: by the step.
         memory_gb: what the device has, in 10^9 bytes.
         optimizer: what its state is called.
+        has: what `memory_gb` is.
 
     Returns:
         None, or why not.
     """
+    room = f"{has} {memory_gb:.4g} GB"
     if needed.state > memory_gb * GB:
-        return f"needs {needed.state / GB:.0f} GB for weights, gradients and {optimizer} alone; the device has {memory_gb:g} GB"
+        return f"needs {needed.state / GB:.0f} GB for weights, gradients and {optimizer} alone; {room}"
     if needed.total > memory_gb * GB:
         return (
             f"needs {needed.total / GB:.0f} GB, {needed.activations / GB:.0f} GB of them for activations; "
-            f"the device has {memory_gb:g} GB: take a smaller batch"
+            f"{room}: take a smaller batch"
         )
     return None

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from experiments.report import Table
 
 HEADINGS = ("quantity", "case", "target", "measured", "verdict")
+
+ALL, QV = "all-linear", "q_proj+v_proj"
+# The shapes that figures for a CPU were set for, at this rank and with as many tokens in a step.
+FAMILIES = {"llama-512": "llama", "llama-1024": "llama", "opt-512": "opt", "opt-1024": "opt"}
+RANK, TOKENS = 8, 1024
+MIB = 2**20
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,34 @@ class Target:
         return value >= bound if self.at_least else value <= bound
 
 
+Judged = list[tuple[Target, float | None]]
+
+
+def is_plain(config: Mapping[str, Any]) -> bool:
+    """Whether a run is as figures were set for it, on whatever base and batch.
+
+    Args:
+        config: the run's.
+
+    Returns:
+        Whether its rank is theirs, and it has neither autocast nor checkpointing.
+    """
+    return config["rank"] == RANK and not (config["autocast"] or config["checkpointing"])
+
+
+def as_set_for(facts: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    """Whether a case is one that figures for a CPU were set for; no run has dropout.
+
+    Args:
+        facts: its base and rows.
+        config: the run's.
+
+    Returns:
+        Whether base, rank and tokens are theirs, and there is neither autocast nor checkpointing.
+    """
+    return facts["base"] in FAMILIES and facts["rows"] * config["length"] == TOKENS and is_plain(config)
+
+
 def table(judged: Iterable[tuple[Target, float | None]]) -> Table:
     """Targets with what was measured, a row each.
 
@@ -77,7 +112,7 @@ def table(judged: Iterable[tuple[Target, float | None]]) -> Table:
 
 
 def findings(judged: Iterable[tuple[Target, float | None]]) -> list[str]:
-    """How many targets are met, and which are not.
+    """How many targets are met, which are missed, and how many were not measured.
 
     Args:
         judged: each with its number, None where there is none.
@@ -90,5 +125,6 @@ def findings(judged: Iterable[tuple[Target, float | None]]) -> list[str]:
     if not judged:
         return []
     missed = [(target, value) for target, value in measured if target.verdict(value) == "missed"]
-    said = [f"targets: {len(measured) - len(missed)} of the {len(measured)} that were measured are met."]
+    met = f"{len(measured) - len(missed)} of {len(judged)} met, " if measured else ""
+    said = [f"targets: {met}{len(missed)} missed, {len(judged) - len(measured)} not measured."]
     return said + [f"missed: {t.quantity}, {t.case}: {value:.4g}, where {t.bound} was the target." for t, value in missed]

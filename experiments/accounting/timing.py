@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,15 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo.exc import TorchDynamoException
 
-from experiments.accounting.bench import Bench, short_links
+from experiments.accounting.bench import Bench, short_links, sweep
 from experiments.accounting.contenders import FLOOR
-from experiments.errors import UsageError
+from experiments.accounting.refusals import Refusals, told
 from experiments.methods import BAdam, ChainOfLoRA, Compiled, Method
 from experiments.train import Setup, Task, train
-from fwlora import AllSites, ChainLoRAOptimizer
-from fwlora.errors import FwloraError
+from fwlora import Blocks, ChainLoRAOptimizer
 
 Lap = tuple[float, float]
 """Wall and processor seconds."""
@@ -45,12 +42,11 @@ def race(
 
     Returns:
         Plain data, a row for each method and one for the floor's second lap: its laps, the rounds in which it tied a knot, the
-        part of the model that learnt in each round, how many numbers it trains; or the reason why there are none.
+        part of the model that learnt in each round and how many parts there are, how many numbers it trains; or the reason why
+        there are none.
     """
-    gc.collect()  # what the last race left
     torch.compiler.reset()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    sweep()  # what the last race left
     with short_links():
         entries = list(_entries(bench, methods))
         for number in range(WARM_UP + rounds):
@@ -123,13 +119,23 @@ class Runner:
 
     def part(self) -> int:
         """Which part of the model the next step trains; 0 where it is always the same."""
-        method = self.method.method if isinstance(self.method, Compiled) else self.method
         optimizer: Any = self.setup.optimizer
-        if isinstance(method, BAdam):
-            return optimizer.current_block_idx
-        if isinstance(method, ChainOfLoRA) and not isinstance(method.blocks, AllSites):
-            return len(optimizer.ledger)
-        return 0
+        if isinstance(self._bare, BAdam):
+            # Its index, which goes down, is already that of the block after this one.
+            return (optimizer.current_block_idx + 1) % optimizer.block_num
+        return 0 if self.blocks == 1 else len(optimizer.ledger) % self.blocks
+
+    @property
+    def blocks(self) -> int:
+        """How many parts of the model learn by turns; 1 where it is always the same."""
+        optimizer: Any = self.setup.optimizer
+        if isinstance(self._bare, BAdam):
+            return optimizer.block_num
+        return self._bare.blocks.n if isinstance(self._bare, ChainOfLoRA) and isinstance(self._bare.blocks, Blocks) else 1
+
+    @property
+    def _bare(self) -> Method:
+        return self.method.method if isinstance(self.method, Compiled) else self.method
 
 
 @dataclass
@@ -164,7 +170,8 @@ class Entry:
     def row(self) -> dict[str, Any]:
         """What there is to tell."""
         if self.runner is None:
-            return {"method": self.label, "reason": self.reason, "laps": [], "knots": [], "parts": [], "parameters": None}
+            nothing: dict[str, Any] = {"laps": [], "knots": [], "parts": [], "blocks": None, "parameters": None}
+            return {"method": self.label, "reason": self.reason} | nothing
         # The floor's second lap of a round makes its steps run ahead; it ties no knots.
         return {
             "method": self.label,
@@ -172,6 +179,7 @@ class Entry:
             "laps": self.laps,
             "knots": [step - WARM_UP - 1 for step in self.runner.knots() if step > WARM_UP],
             "parts": self.parts,
+            "blocks": self.runner.blocks,
             "parameters": sum(parameter.numel() for parameter in self.runner.setup.parameters),
         }
 
@@ -182,16 +190,8 @@ class Entry:
             yield
         except Refusals as error:
             self.runner, self.reason = None, told(error)
-
-
-Refusals = (torch.OutOfMemoryError, TorchDynamoException, UsageError, FwloraError)
-"""What a variant may end with that the others need not care for."""
-
-
-def told(error: BaseException) -> str:
-    """The first line of what went wrong, for a cell."""
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-    return f"out of memory: {line.split('.')[0]}" if isinstance(error, torch.OutOfMemoryError) else line
+        if self.runner is None:
+            sweep()  # what it held is the others'
 
 
 def _entries(bench: Bench, methods: Sequence[Method]) -> Iterator[Entry]:

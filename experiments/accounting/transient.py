@@ -14,11 +14,12 @@ from torch.utils._pytree import tree_leaves
 
 
 def transient_bytes(work: Callable[[], object], device: str) -> int:
-    """Does the work and says how many bytes of it were there at most beyond what was there before and what it leaves.
+    """Does the work and says how many bytes of it were there at most beyond what was there before.
 
     Args:
         work: what is done.
-        device: whose memory; on CUDA torch's allocator tells, elsewhere the tensors that operations make are counted.
+        device: whose memory; on CUDA torch's allocator tells, elsewhere the tensors that operations make are counted, those
+            that stay left out.
 
     Returns:
         Bytes.
@@ -29,7 +30,7 @@ def transient_bytes(work: Callable[[], object], device: str) -> int:
         before = torch.cuda.memory_allocated()
         work()
         torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - max(before, torch.cuda.memory_allocated())
+        return torch.cuda.max_memory_allocated() - before
     with Allocations(device) as allocations:
         work()
     return allocations.transient()

@@ -5,18 +5,20 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from experiments.accounting.bench import Bench, short_links
+from experiments.accounting.bench import Bench, short_links, sweep
 from experiments.accounting.cases import ASKED_FOR, HALF_ONLY, Case
 from experiments.accounting.contenders import FLOOR, chosen
 from experiments.accounting.gauge import Gauge
 from experiments.accounting.memory import Saved
-from experiments.accounting.timing import Refusals, Runner, Watched, told
+from experiments.accounting.refusals import Refusals, told
+from experiments.accounting.timing import Runner, Watched
 from experiments.compare import one_thread
 from experiments.methods import Compiled, Method
 from experiments.tasks.random_tokens import RandomTokens, next_token_loss
@@ -62,7 +64,10 @@ def isolated(bench: Bench, method: Method) -> dict[str, Any]:
     if context.get_start_method() == "forkserver":
         context.set_forkserver_preload([__name__])
     with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(weigh, bench, method).result()
+        try:
+            return pool.submit(weigh, bench, method).result()
+        except BrokenProcessPool:
+            return _nothing(method, "its process was killed, as for want of memory")
 
 
 def weigh(bench: Bench, method: Method) -> dict[str, Any]:
@@ -74,16 +79,18 @@ def weigh(bench: Bench, method: Method) -> dict[str, Any]:
 
     Returns:
         Plain data, in bytes: the trained parameters, their gradients, the optimizer's state, what a step saves for its backward
-        pass (`saved` at most, `mean` over the parts of the model that learn by turns; `kept` and `kept_mean` are what of it
-        autograd itself keeps, the logits apart where the loss does not need them; `body` and `body_mean` are what of it is
-        there before the head is called, None for a compiled model), and what a chain keeps on the host; beside the estimate
-        from shapes. `peak` is what torch allocated on CUDA at most beyond the base's weights (`peak_body` before the head was
-        called), or else the process's peak above what it had before the model and the base's weights, which tells of the
-        method only in a process of its own, and None where nobody tells. `reason` says why there is nothing.
+        pass (`saved` at most, `mean` over the parts of the model that learn by turns, `blocks` in number, None if one had no
+        turn; `kept` and `kept_mean` are what of it autograd itself keeps, the logits apart where the loss does not need them;
+        `body` and `body_mean` are what of it is there before the head is called, None for a compiled model), and what a chain
+        keeps on the host; beside the estimate from shapes. `peak` is what torch allocated on CUDA at most beyond the base's
+        weights (`peak_body` before the head was called), or else the process's peak above what it had before the model and
+        the base's weights, which tells of the method only in a process of its own, and None where nobody tells. `reason` says
+        why there is nothing.
     """
-    row: dict[str, Any] = {"method": method.label, "reason": bench.obstacle(method), "peak": None, "peak_body": None}
+    row = _nothing(method, bench.obstacle(method))
     if row["reason"] is not None:
         return row
+    sweep()  # what the last one left
     row["estimate"] = asdict(bench.bytes(method))
     gauge = Gauge(bench.device)
     try:
@@ -91,15 +98,15 @@ def weigh(bench: Bench, method: Method) -> dict[str, Any]:
             model = bench.model()
             weights = sum(value.nbytes for value in (*model.parameters(), *model.buffers()))
             setup = method.prepare(model, bench.targets, steps=bench.steps, seed=0)
-            part = Runner(method, setup, Watched(bench.task(), bench.device), bench.steps).part
-            scales, states = Scales(bench.task(), gauge, part), [0]
+            runner = Runner(method, setup, Watched(bench.task(), bench.device), bench.steps)
+            scales, states = Scales(bench.task(), gauge, runner.part, runner.blocks), [0]
             train(setup, scales, steps=bench.steps, on_step=lambda record: states.append(_bytes(_state(setup))))
             for name, peak in (("peak", gauge.most()), ("peak_body", gauge.most_of_body)):
                 row[name] = None if peak is None else peak - weights
             row |= {"optimizer": max(states)} | scales.facts() | _held(setup, bench)
             return row | _untold(bench) if isinstance(method, Compiled) else row
     except Refusals as error:
-        return row | {"reason": told(error), "peak": None, "peak_body": None}
+        return _nothing(method, told(error))
 
 
 def tensors(value: Any, seen: set[int] | None = None) -> Iterator[Tensor]:
@@ -132,12 +139,14 @@ class Scales:
         task: the task.
         gauge: of the memory in use.
         part: which part learns now.
+        blocks: how many parts there are.
         seen: bytes of each part, those that autograd alone keeps, and those of its body before the head is called.
     """
 
     task: RandomTokens
     gauge: Gauge
     part: Callable[[], int]
+    blocks: int = 1
     seen: dict[int, tuple[int, int, int]] = field(default_factory=dict)
 
     def batches(self, step: int) -> Sequence[Tensor]:
@@ -164,17 +173,17 @@ class Scales:
         """The task's."""
         return self.task.targets(batch)
 
-    def facts(self) -> dict[str, int]:
+    def facts(self) -> dict[str, int | None]:
         """What was weighed, as `weigh` calls it."""
-        whole, kept, body = zip(*self.seen.values(), strict=True)
-        return {
-            "saved": max(whole),
-            "mean": sum(whole) // len(whole),
-            "kept": max(kept),
-            "kept_mean": sum(kept) // len(kept),
-            "body": max(body),
-            "body_mean": sum(body) // len(body),
-        }
+        found: dict[str, int | None] = {"blocks": self.blocks}
+        names = {"saved": "mean", "kept": "kept_mean", "body": "body_mean"}
+        for (most, mean), sizes in zip(names.items(), zip(*self.seen.values(), strict=True), strict=True):
+            found |= {most: max(sizes), mean: sum(sizes) // len(sizes) if len(sizes) == self.blocks else None}
+        return found
+
+
+def _nothing(method: Method, reason: str | None) -> dict[str, Any]:
+    return {"method": method.label, "reason": reason, "peak": None, "peak_body": None}
 
 
 def _held(setup: Setup, bench: Bench) -> dict[str, Any]:

@@ -58,6 +58,8 @@ class Compiled:
         """What the method lacks, or a compiler for what inductor writes."""
         if (reason := unavailable(self.method)) is not None:
             return reason
-        if self.backend == "inductor" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
+        # With options behind it, perhaps.
+        compiler = (os.environ.get("CXX", "").split() or ["g++"])[0]
+        if self.backend == "inductor" and not any(map(shutil.which, (compiler, "clang++"))):
             return "inductor needs a C++ compiler, and there is neither g++ nor clang++"
         return None

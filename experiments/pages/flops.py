@@ -76,7 +76,7 @@ def findings(folder: RunFolder) -> list[str]:
             less = share(lora["run"] - lora["narrow"], lora["run"])
             said.append(
                 f"{base}: at a quarter of the rank the whole run would cost {less} less, which is more than a step-down to it "
-                f"could save; and a step-down masks rows, which saves nothing as long as they are computed."
+                f"saves: that computes with the active rows alone, but only after the knot that steps down."
             )
     return said
 

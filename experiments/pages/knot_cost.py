@@ -9,15 +9,15 @@ import numpy as np
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from experiments.accounting import targets
+from experiments.accounting.targets import MIB
 from experiments.pages.knot_targets import judged
-from experiments.pages.memory import command_of, sizes
+from experiments.pages.running import command_of, sizes
 from experiments.pages.ties import CHAIN, FIRST, MERGE, STEP, Ties, collect
 from experiments.plots import COLOURS, canvas, png
 from experiments.records import RunFolder
 from experiments.report import Page, Table, describe
 from experiments.studies.knot_cost import Config
 
-MB = 2**20
 Gain = Mapping[str, Any]
 HEADINGS = ("way", "time [ms]", "steps of LoRA", "quartiles", "of PEFT's merge()", "transient [MiB]", "largest weights")
 
@@ -33,7 +33,7 @@ def build(folder: RunFolder) -> str:
     """
     cases, gains = collect(folder), folder.rows("gains.jsonl")
     config, machine = folder.read_json("config.json"), folder.read_json("machine.json")
-    aims = judged(cases, gains)
+    aims = judged(cases, gains, config)
     page = Page("What does a knot cost?", f"{sizes(config)}; {config['knots']} knots a case on {machine['name']}.")
     page.findings([*targets.findings(aims), *findings(cases, gains)])
     page.heading("Targets")
@@ -64,7 +64,7 @@ def show(folder: RunFolder) -> None:
     cases, gains = collect(folder), folder.rows("gains.jsonl")
     for case in cases:
         print(f"\n{case.label}\n{table(case).to_text()}")
-    aims = judged(cases, gains)
+    aims = judged(cases, gains, folder.read_json("config.json"))
     print(f"\n{gain_table(gains).to_text()}\n\n{targets.table(aims).to_text()}")
     said = [*targets.findings(aims), *findings(cases, gains)]
     print("", *said, f"\nReport: {folder.path / 'report.html'}", sep="\n")
@@ -79,7 +79,7 @@ def table(case: Ties) -> Table:
         low, high = np.quantile(case.steps(way), (0.25, 0.75))
         rows.append([
             way, f"{1e3 * np.median(case.seconds(way)):.2f}", f"{case.typical(way):.4f}", f"{low:.4f} to {high:.4f}",
-            f"{case.typical(way) / case.typical(MERGE):.2f}", f"{case.transient(way) / MB:.2f}",
+            f"{case.typical(way) / case.typical(MERGE):.2f}", f"{case.transient(way) / MIB:.2f}",
             f"{case.transient(way) / case.rows[way]['largest']:.2f}",
         ])  # fmt: skip
     return Table(HEADINGS, rows)
@@ -105,8 +105,8 @@ def findings(cases: Sequence[Ties], gains: Sequence[Gain]) -> list[str]:
             continue
         said.append(
             f"{case.label}: a knot takes {case.typical(CHAIN):.3f} steps of LoRA, the first one {case.typical(FIRST):.3f}, and "
-            f"holds {case.transient(CHAIN) / MB:.2f} MiB for a while ({case.transient(FIRST) / MB:.2f} MiB the first); PEFT's "
-            f"merge() takes {case.typical(MERGE):.3f} steps and holds {case.transient(MERGE) / MB:.2f} MiB."
+            f"holds {case.transient(CHAIN) / MIB:.2f} MiB for a while ({case.transient(FIRST) / MIB:.2f} MiB the first); "
+            f"PEFT's merge() takes {case.typical(MERGE):.3f} steps and holds {case.transient(MERGE) / MIB:.2f} MiB."
         )
     found = {(row["way"], row["relative"], row["merges"]): row["gain"] for row in gains}
     for length in dict.fromkeys(row["relative"] for row in gains):
@@ -123,7 +123,7 @@ def reading(cases: Sequence[Ties], config: Mapping[str, Any], machine: Mapping[s
     on_cuda = machine["device"].startswith("cuda")
     clock = "wall time, the device waited for" if on_cuda else "processor time on one thread"
     held = (
-        "what torch allocated at most beyond what was there before and what is left"
+        "what torch allocated at most beyond what was there before"
         if on_cuda
         else "the most bytes of tensors that operations make and that are gone afterwards; what a kernel allocates for itself "
         "is not seen"
@@ -132,7 +132,8 @@ def reading(cases: Sequence[Ties], config: Mapping[str, Any], machine: Mapping[s
         f"Weights and tokens are random; times are {clock}. In every round a step of PEFT's LoRA, optimizer included, and a "
         "merge by every way take turns, in an order that changes from round to round, on factors drawn anew; the ratio is to "
         "the round's step. A chain's knot is all of `tie_knot()`: checks, norms, copies of the retired link for the host, the "
-        "merge, with error feedback where weights are in half precision, fresh factors, and a record. A first knot also takes "
+        "merge, with error feedback where weights are in half precision, fresh factors, the state of Adam, which has taken a "
+        "step, forgotten, and a record. A first knot also takes "
         f"fingerprints of the original weights and makes room for rounding errors; {config['firsts']} were timed. PEFT's "
         "merges only add: what a loop needs beside, such as fresh factors, is not in them. addmm_ is a loop over the layers in "
         "the weights' own precision, in place: what a knot could cost at least, without a look at what is lost.",

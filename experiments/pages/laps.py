@@ -21,19 +21,26 @@ class Ratios:
     Attributes:
         values: the ratios.
         parts: which part of the model the variant trained in each; one number where it is always the same.
+        blocks: how many parts there are.
     """
 
     values: np.ndarray
     parts: np.ndarray
+    blocks: int = 1
 
     @property
-    def typical(self) -> float:
-        """The median; where a variant trains one part after another, the mean of the parts' medians."""
-        return float(np.mean([np.median(self.values[self.parts == part]) for part in np.unique(self.parts)]))
+    def typical(self) -> float | None:
+        """The median; of parts that are trained by turns the mean of their medians, None if one has no round here."""
+        seen = np.unique(self.parts)
+        if len(seen) < self.blocks or not len(seen):
+            return None
+        return float(np.mean([np.median(self.values[self.parts == part]) for part in seen]))
 
     @property
-    def quartiles(self) -> tuple[float, float]:
-        """Half of the rounds lie between."""
+    def quartiles(self) -> tuple[float, float] | None:
+        """Half of the rounds lie between; None of parts that are trained by turns, whose steps are not alike."""
+        if self.blocks > 1 or not len(self.values):
+            return None
         low, high = np.quantile(self.values, (0.25, 0.75))
         return float(low), float(high)
 
@@ -94,7 +101,8 @@ class Race:
         if not (self.ran(name) and self.ran(to)):
             return None
         rounds = self.ordinary(name) & self.ordinary(to)
-        return Ratios((self.seconds(name) / self.seconds(to))[rounds], np.asarray(self.rows[name]["parts"])[rounds])
+        parts = np.asarray(self.rows[name]["parts"])[rounds]
+        return Ratios((self.seconds(name) / self.seconds(to))[rounds], parts, self.rows[name]["blocks"])
 
     def typical(self, name: str, to: str) -> float | None:
         """What is typical of `ratios`."""
@@ -115,12 +123,6 @@ class Race:
             return None
         first, second = (np.asarray(self.rows[name]["laps"], dtype=float)[:, self.clock] for name in (FLOOR, AGAIN))
         return Ratios(second / first, np.zeros(len(first)))
-
-    def whole(self, name: str) -> float | None:
-        """All of a variant's seconds, knots, new subspaces and new blocks with them, over LoRA's."""
-        if not (self.ran(name) and self.ran(LORA)):
-            return None
-        return float(self.seconds(name).sum() / self.seconds(LORA).sum())
 
 
 def collect(folder: RunFolder) -> list[Race]:

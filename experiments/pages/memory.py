@@ -6,20 +6,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.accounting import targets
+from experiments.accounting.targets import MIB
+from experiments.pages.memory_figures import dots, stacked
 from experiments.pages.memory_targets import judged, why
-from experiments.pages.weighings import B_ONLY, BY_BLOCK, CHAIN, FLOOR, LORA, Weighing, collect
-from experiments.plots import COLOURS, canvas, png
-from experiments.records import RunFolder, plain
+from experiments.pages.running import command_of, sizes
+from experiments.pages.weighings import CHAIN, FLOOR, LORA, STATE, Weighing, collect
+from experiments.records import RunFolder
 from experiments.report import Page, Table, describe
 from experiments.studies.memory import Config
 
 Row = Mapping[str, Any]
-MB = 1e6
-# Measured kinds, by their headings.
-STATE = {"trained": "trained parameters", "gradients": "gradients", "optimizer": "optimizer"}
 HEADINGS = (
-    "method", *(f"{heading} [MB]" for heading in STATE.values()), "saved for backward [MB]", "of LoRA's",
-    "before the logits [MB]", "of LoRA's", "on the host [MB]", "estimate", "peak [MB]", "of LoRA's",
+    "method", *(f"{heading} [MiB]" for heading in STATE.values()), "kept by autograd [MiB]", "of LoRA's",
+    "before the logits [MiB]", "of LoRA's", "on the host [MiB]", "estimate", "peak [MiB]", "of LoRA's",
 )  # fmt: skip
 
 
@@ -33,21 +32,21 @@ def build(folder: RunFolder) -> str:
         The page.
     """
     cases, config, machine = collect(folder), folder.read_json("config.json"), folder.read_json("machine.json")
-    aims = judged(cases)
+    aims = judged(cases, config)
     page = Page("How much memory does a method hold?", f"{sizes(config)}; {config['steps']} steps on {machine['name']}.")
-    page.findings([*targets.findings(aims), *why(cases), *findings(cases)])
+    page.findings([*targets.findings(aims), *why(cases, config), *findings(cases)])
     if aims:
         page.heading("Targets")
         page.table(targets.table(aims))
     for place, case in enumerate(cases):
         page.heading(case.label)
-        page.table(table(case, is_plain(config)))
+        page.table(table(case, estimated=not (config["autocast"] or config["checkpointing"])))
         if place == 0:
             page.figure(
                 "memory", stacked(case), "Weights and what is held beside them in a step, by kind; temporaries left out."
             )
     if len(cases) > 1:
-        page.figure("saved", dots(cases), "What is saved for the backward pass, over what LoRA saves, case by case.")
+        page.figure("saved", dots(cases), "What autograd keeps for the backward pass, over LoRA's, case by case.")
     page.heading("How to read this")
     for text in reading(machine):
         page.paragraph(text)
@@ -63,15 +62,15 @@ def show(folder: RunFolder) -> None:
     """
     cases, config = collect(folder), folder.read_json("config.json")
     for case in cases:
-        print(f"\n{case.label}\n{table(case, is_plain(config)).to_text()}")
-    aims = judged(cases)
+        print(f"\n{case.label}\n{table(case, estimated=not (config['autocast'] or config['checkpointing'])).to_text()}")
+    aims = judged(cases, config)
     if aims:
         print(f"\n{targets.table(aims).to_text()}")
-    said = [*targets.findings(aims), *why(cases), *findings(cases)]
+    said = [*targets.findings(aims), *why(cases, config), *findings(cases)]
     print("", *said, f"\nReport: {folder.path / 'report.html'}", sep="\n")
 
 
-def table(case: Weighing, estimated: bool = True) -> Table:
+def table(case: Weighing, *, estimated: bool = True) -> Table:
     """All methods of a case; one that could not run has its reason in a cell."""
     cells = []
     for name in case.names:
@@ -81,13 +80,18 @@ def table(case: Weighing, estimated: bool = True) -> Table:
             continue
         cells.append([
             name,
-            *(f"{row[kind] / MB:,.2f}" for kind in STATE),
-            f"{row['mean'] / MB:,.2f}", number(case.ratio(name, LORA, "mean")),
-            "-" if row["body_mean"] is None else f"{row['body_mean'] / MB:,.2f}", number(case.ratio(name, LORA, "body_mean")),
-            f"{row['host'] / MB:,.2f}", agreement(row) if estimated and row["body"] is not None else "-",
-            "-" if row["peak"] is None else f"{row['peak'] / MB:,.0f}", number(case.ratio(name, LORA, "peak"), 2),
+            *(size(row[kind]) for kind in STATE),
+            size(row["kept_mean"]), number(case.ratio(name, LORA, "kept_mean")),
+            size(row["body_mean"]), number(case.ratio(name, LORA, "body_mean")),
+            size(row["host"]), agreement(row) if estimated and row["body"] is not None else "-",
+            size(row["peak"], 0), number(case.ratio(name, LORA, "peak"), 2),
         ])  # fmt: skip
     return Table(HEADINGS, cells)
+
+
+def size(value: float | None, digits: int = 2) -> str:
+    """Bytes in MiB, or a dash where there are none."""
+    return "-" if value is None else f"{value / MIB:,.{digits}f}"
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -121,27 +125,23 @@ def chains(case: Weighing) -> list[str]:
         return [f"{case.label}: nothing to compare with; {reason}."]
     if CHAIN in case.rows and not case.ran(CHAIN):
         return [f"{case.label}: the chain is not measured; {case.rows[CHAIN]['reason']}."]
-    floor = case.ratio(LORA, FLOOR, "saved")
-    beside = "" if floor is None else f" LoRA saves {floor:.2f} of what the frozen floor saves."
+    floor = case.ratio(LORA, FLOOR, "kept")
+    beside = "" if floor is None else f" Under LoRA autograd keeps {floor:.2f} times what it keeps under the frozen floor."
     return [f"{case.label}: a chain holds {_against_lora(case, CHAIN)}.{beside}"] if CHAIN in case.rows else []
 
 
 def _against_lora(case: Weighing, name: str) -> str:
-    row, (state, saved, peak) = case.rows[name], (
-        case.ratio(name, LORA, *kinds) for kinds in (tuple(STATE), ("mean",), ("peak",))
+    row, (state, kept, peak) = case.rows[name], (
+        case.ratio(name, LORA, *kinds) for kinds in (tuple(STATE), ("kept_mean",), ("peak",))
     )  # fmt: skip
-    most = (
-        f" (at most {row['saved'] / MB:.1f} MB, over its blocks {row['mean'] / MB:.1f} MB)"
-        if row["saved"] != row["mean"]
-        else ""
-    )
+    most = "" if row["blocks"] == 1 else f" (at most {size(row['kept'])} MiB, over its blocks {size(row['kept_mean'])} MiB)"
     early = case.ratio(name, LORA, "peak_body")
     before = "" if early is None else f", {early:.2f} before the logits"
     highest = "" if peak is None else f", and its peak above the weights is {peak:.2f} of LoRA's{before}"
-    beside = f"; {row['host'] / MB:.2f} MB lie on the host" if row["host"] else ""
+    beside = f"; {size(row['host'])} MiB lie on the host" if row["host"] else ""
     return (
-        f"{number(state, 2)} of LoRA's trained parameters, gradients and optimizer, {number(saved, 2)} of what LoRA saves for "
-        f"the backward pass{most}{highest}{beside}"
+        f"{number(state, 2)} of LoRA's trained parameters, gradients and optimizer, {number(kept, 2)} of what autograd keeps "
+        f"under LoRA{most}{highest}{beside}"
     )
 
 
@@ -153,101 +153,20 @@ def reading(machine: Mapping[str, Any]) -> list[str]:
         if on_cuda
         else "the most that a process of its own had resident above what it had before the model was made"
     )
+    emptied = " Its package empties CUDA's cache at every step." if on_cuda else ""
     knots = "" if on_cuda else " It has the knots in it, on whose host, here the same machine, the links are kept."
     return [
-        "Weights and tokens are random. What is saved for the backward pass are the storages that autograd keeps in a forward "
-        "pass, each once and parameters left out, logits and loss included; before the logits, those that are there when the "
-        "head is called. Targets are judged by what autograd itself keeps: not the logits, where the loss has a copy of its "
-        "own. Where one part of the model learns after another, all are the mean over the parts. The optimizer's state is the "
-        "most over the steps. On the host lie a chain's retired links and, for a half-precision base, the rounding errors of "
-        "the merged weights, one byte each.",
+        "Weights and tokens are random. Kept by autograd are the storages that it saves for the backward pass in a forward "
+        "pass, each once and parameters left out: not the logits, which whoever calls the model holds, where the loss has a "
+        "copy of its own. Targets are judged by it. Before the logits is what of it is there when the head is called. Where "
+        "one part of the model learns after another, both are the mean over the parts, and there is none if a part had no "
+        "turn. The optimizer's state is the most over the steps. On the host lie a chain's retired links and, for a "
+        "half-precision base, the rounding errors of the merged weights, one byte each.",
         "The frozen floor is the model without adapters, forward and backward to the output of its embeddings. LoRA is PEFT's "
-        "default, float32 factors on the base as it is.",
-        "The estimate's column is measured over estimated, from shapes, without the weights: gradients, optimizer and what is "
-        "saved, for the part of the model that holds most; BAdam begins at the other end, and a short run of a deep model does "
-        "not reach that one.",
+        "default, float32 factors on the base as it is. Full fine-tuning and GaLore hold half-precision weights in float32: "
+        "their steps would be lost in them otherwise. GaLore, half-precision weights, holds them as they are, as its authors "
+        "do. BAdam holds a float32 copy of one layer." + emptied,
+        "The estimate's column is measured over estimated, from shapes, without the weights: gradients, optimizer, what is "
+        "kept and the logits, for the part of the model that holds most.",
         f"The peak is {peak}, less the base's weights; temporaries are included.{knots}",
     ]
-
-
-def is_plain(config: Mapping[str, Any]) -> bool:
-    """Whether the model was run as the estimate has it."""
-    return not (config["autocast"] or config["checkpointing"])
-
-
-def sizes(config: Mapping[str, Any]) -> str:
-    """What was run, in words."""
-    batches = " or ".join(str(size) for size in config["batch_sizes"])
-    extra = [word for option, word in (("autocast", "autocast"), ("checkpointing", "gradient checkpointing")) if config[option]]
-    return ", ".join([f"{batches} rows of {config['length']} tokens, rank {config['rank']}, no dropout", *extra])
-
-
-def command_of(study: str, config: Mapping[str, Any], usual: Any) -> str:
-    """What repeats a run: every option that is not as it comes, but for the folder.
-
-    Args:
-        study: its name.
-        config: of the run.
-        usual: the study's config as it comes.
-
-    Returns:
-        A line for a shell.
-    """
-    default, said = plain(usual), [f"python -m experiments {study}"]
-    for name, value in config.items():
-        if name == "out" or value == default[name]:
-            continue
-        words = [f'"{item}"' if " " in str(item) else str(item) for item in (value if isinstance(value, list) else [value])]
-        said.append(f"--{name.replace('_', '-')}" + ("" if value is True else f" {' '.join(words)}"))
-    return " ".join(said)
-
-
-def stacked(case: Weighing) -> bytes:
-    """A bar for each method, its parts one after the other.
-
-    Args:
-        case: those that were measured are drawn, but for compiled models, which have no such parts.
-
-    Returns:
-        A PNG.
-    """
-    shown = [row for row in case.rows.values() if row["reason"] is None and row["body_mean"] is not None]
-    parts = {
-        "weights": [row["estimate"]["weights"] for row in shown],
-        **{STATE[kind]: [row[kind] for row in shown] for kind in ("gradients", "optimizer")},
-        "saved before the logits": [row["body_mean"] for row in shown],
-        "logits and loss": [row["mean"] - row["body_mean"] for row in shown],
-    }
-    figure, axes = canvas(7.2, 0.32 * len(shown) + 1.3)
-    left = [0.0] * len(shown)
-    for colour, (name, values) in zip(COLOURS, parts.items(), strict=False):
-        widths = [size / MB for size in values]
-        axes.barh(range(len(shown)), widths, left=left, color=colour, label=name, height=0.7)
-        left = [start + width for start, width in zip(left, widths, strict=True)]
-    axes.set_yticks(range(len(shown)), [row["method"] for row in shown])
-    axes.invert_yaxis()
-    axes.grid(axis="y", visible=False)
-    axes.set(xlabel="MB")
-    axes.legend()
-    return png(figure)
-
-
-def dots(cases: Sequence[Weighing]) -> bytes:
-    """A line for each case, a dot on it for each way.
-
-    Args:
-        cases: what was weighed.
-
-    Returns:
-        A PNG.
-    """
-    figure, axes = canvas(7.2, 0.4 * len(cases) + 1.5)
-    axes.axvline(1.0, color="#9aa1a9", linewidth=1, linestyle="--")
-    for colour, name in zip(COLOURS, (CHAIN, B_ONLY, BY_BLOCK, FLOOR), strict=False):
-        found = [(case.ratio(name, LORA, "mean"), place) for place, case in enumerate(cases)]
-        axes.plot(*zip(*[(x, y) for x, y in found if x is not None], strict=True) or ([], []), "o", color=colour, label=name)
-    axes.set_yticks(range(len(cases)), [case.label for case in cases])
-    axes.invert_yaxis()
-    axes.set(xlabel="saved for the backward pass / LoRA's", xlim=(0, None))
-    figure.legend(loc="outside lower center", ncols=4)
-    return png(figure)

@@ -9,15 +9,15 @@ import numpy as np
 
 from experiments.accounting import targets
 from experiments.pages.laps import FLOOR, LORA, Race, Ratios, accuracies, collect
+from experiments.pages.running import command_of, sizes
 from experiments.pages.step_targets import CHAIN, judged
 from experiments.plots import COLOURS, canvas, png
-from experiments.records import RunFolder, plain
+from experiments.records import RunFolder
 from experiments.report import Page, Table, describe
 from experiments.studies.speed import Config
 
 HEADINGS = (
     "method", "trained parameters", "step [ms]", "of LoRA's", "quartiles", "of the floor's", "quartiles", "a knot [steps]",
-    "all rounds, of LoRA's",
 )  # fmt: skip
 
 CAPTION = "{} over LoRA's in the same round, a dot a round, knots left out; dots beyond the frame too. Line: what is typical."
@@ -52,7 +52,7 @@ def build(folder: RunFolder) -> str:
     page.heading("How to read this")
     for text in reading(races, config):
         page.paragraph(text)
-    page.code(command(config))
+    page.code(command_of("speed", config, Config()))
     return page.publish(folder, describe(folder.read_json("environment.json")))
 
 
@@ -79,17 +79,19 @@ def table(race: Race) -> Table:
         if not race.ran(name):
             rows.append([name, str(race.reason(name)), *["-"] * (len(HEADINGS) - 2)])
             continue
-        knot, whole = race.knot(name), race.whole(name)
+        knot = race.knot(name)
         rows.append([
             name, f"{row['parameters']:,}", f"{1e3 * race.step(name):.1f}", *cells(race.ratios(name, LORA)),
-            *cells(race.ratios(name, FLOOR)), "-" if knot is None else f"{knot:.2f}", "-" if whole is None else f"{whole:.3f}",
+            *cells(race.ratios(name, FLOOR)), "-" if knot is None else f"{knot:.2f}",
         ])  # fmt: skip
     return Table(HEADINGS, rows)
 
 
 def cells(ratios: Ratios | None) -> list[str]:
-    """What is typical, and the quartiles."""
-    return ["-", "-"] if ratios is None else [f"{ratios.typical:.3f}", "{:.3f} to {:.3f}".format(*ratios.quartiles)]
+    """What is typical, and the quartiles; dashes where there is none."""
+    if ratios is None or ratios.typical is None:
+        return ["-", "-"]
+    return [f"{ratios.typical:.3f}", "-" if ratios.quartiles is None else "{:.3f} to {:.3f}".format(*ratios.quartiles)]
 
 
 def findings(races: Sequence[Race]) -> list[str]:
@@ -99,7 +101,7 @@ def findings(races: Sequence[Race]) -> list[str]:
         missing = next((name for name in (FLOOR, LORA, CHAIN) if name in race.rows and not race.ran(name)), None)
         if missing is not None:
             said.append(f"{race.label}: {missing} is not measured; {race.reason(missing)}.")
-        elif CHAIN in race.rows:
+        elif CHAIN in race.rows and race.typical(CHAIN, LORA) is not None:
             said.append(
                 f"{race.label}: a chain's step takes {race.typical(CHAIN, LORA):.2f} of LoRA's and "
                 f"{race.typical(CHAIN, FLOOR):.2f} of the frozen floor's; LoRA's takes {race.typical(LORA, FLOOR):.2f}."
@@ -112,20 +114,22 @@ def everyone(race: Race) -> list[str]:
     found = {name: ratio for name in race.names if name != LORA and (ratio := race.typical(name, LORA)) is not None}
     listed = ", ".join(f"{name.replace(',', '')} {found[name]:.2f}" for name in sorted(found, key=found.__getitem__))
     absent = [name for name in race.names if not race.ran(name) and name not in {FLOOR, LORA, CHAIN}]
+    skipped = [name for name in race.names if race.ran(name) and race.ran(LORA) and race.typical(name, LORA) is None]
     return [
         *([f"a step in LoRA's steps, {race.label}: {listed}."] if found else []),
         *[f"{name}: not measured, {race.label}; {race.reason(name)}." for name in absent],
+        *[f"{name}: no mean, {race.label}; not every part has a round without a knot." for name in skipped],
     ]
 
 
 def steadiness(races: Sequence[Race]) -> list[str]:
     """How far the machine lets ratios be told apart."""
-    drifts = {race.label: race.drift for race in races if race.drift is not None}
+    drifts = {race.label: race.drift.values for race in races if race.drift is not None}
     if not drifts:
         return []
-    medians = [drift.typical for drift in drifts.values()]
-    worst = max(drifts, key=lambda label: drifts[label].quartiles[1] - drifts[label].quartiles[0])
-    low, high = drifts[worst].quartiles
+    medians = [np.median(drift) for drift in drifts.values()]
+    worst = max(drifts, key=lambda label: np.subtract(*np.quantile(drifts[label], (0.75, 0.25))))
+    low, high = np.quantile(drifts[worst], (0.25, 0.75))
     return [
         f"steadiness: the floor's second lap of a round over its first has medians of {min(medians):.3f} to "
         f"{max(medians):.3f} over the cases; where it varies most, {worst}, half of the rounds lie between {low:.3f} and "
@@ -151,12 +155,14 @@ def exactness(gradients: Sequence[Mapping[str, Any]]) -> Table:
 
 def reading(races: Sequence[Race], config: Mapping[str, Any]) -> list[str]:
     """How the numbers came about."""
-    clock = "wall time, the device waited for" if races[0].clock == 0 else "processor time on one thread"
+    on_cuda = races[0].clock == 0
+    clock = "wall time, the device waited for" if on_cuda else "processor time on one thread"
+    emptied = " BAdam's package empties the allocator's cache at every step, which is in its time." if on_cuda else ""
     return [
         f"Weights and tokens are random; times are {clock}. All methods of a case are there at the same time, and in every "
-        "round each takes one step of training. The order changes from round to round so that each follows each other equally "
-        "often. A ratio is taken within a round, so that what slows the machine slows both; the tables have the median over "
-        "the rounds and its quartiles. The first steps of each, in which a model is compiled, do not count.",
+        "round each takes one step of training. The order changes from round to round so that each follows each other about "
+        "equally often. A ratio is taken within a round, so that what slows the machine slows both; the tables have the median "
+        "over the rounds and the quartiles. The first steps of each, in which a model is compiled, do not count.",
         "LoRA is PEFT's default, float32 factors on the base as it is, under torch's AdamW as it comes. The frozen floor is "
         "the model without adapters, forward and backward to the output of its embeddings, without an optimizer; it takes two "
         "laps in every round, and ratios are to their mean. Adapting q_proj and v_proj alone can go below it: the first layer "
@@ -164,8 +170,11 @@ def reading(races: Sequence[Race], config: Mapping[str, Any]) -> list[str]:
         f"A chain ties {config['knots']} knots in a run, with one block a link one for each block but the last; ReLoRA merges "
         "as often. A step with a knot counts as a knot and not as a step: its cost is that step less a median step without, in "
         "steps of LoRA. Few are seen here, and `knot-cost` measures them well. Where one part of the model is trained after "
-        "another, the ratio is the mean of the parts' medians. The last column has all rounds in it: knots, GaLore's new "
-        "subspaces, BAdam's new blocks.",
+        "another, the ratio is the mean of the parts' medians, and there is none if a part had no round without a knot.",
+        "Full fine-tuning and GaLore train half-precision weights in float32: their steps would be lost in them otherwise. "
+        "GaLore, half-precision weights, trains them as they are, as its authors do. BAdam steps a float32 copy of one layer "
+        "at a time. GaLore's new subspaces (its authors: every 200 steps; here as often as knots) are few, and no median shows "
+        "their cost." + emptied,
         "Gradients are those of all factors for each of some batches at the same weights and factors, B not zero. A difference "
         "is relative to the length of LoRA's gradient, all factors as one vector or, in the next column, the largest of a "
         "factor by itself. Errors are distances to the gradients of a float32 model with the same values, medians over factors "
@@ -173,33 +182,18 @@ def reading(races: Sequence[Race], config: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def sizes(config: Mapping[str, Any]) -> str:
-    """What was run, in words."""
-    batches = " or ".join(str(size) for size in config["batch_sizes"])
-    extra = [word for option, word in (("autocast", "autocast"), ("checkpointing", "gradient checkpointing"), ("tf32", "TF32"))
-             if config[option]]  # fmt: skip
-    return ", ".join([f"{batches} rows of {config['length']} tokens, rank {config['rank']}, no dropout", *extra])
-
-
-def command(config: Mapping[str, Any]) -> str:
-    """What repeats the run: every option that is not as it comes, but for the folder."""
-    default, said = plain(Config()), ["python -m experiments speed"]
-    for name, value in config.items():
-        if name == "out" or value == default[name]:
-            continue
-        words = [f'"{item}"' if " " in str(item) else str(item) for item in (value if isinstance(value, list) else [value])]
-        said.append(f"--{name.replace('_', '-')}" + ("" if value is True else f" {' '.join(words)}"))
-    return " ".join(said)
-
-
 def methods_of(race: Race) -> dict[str, Ratios]:
     """Every method over LoRA."""
-    return {name: found for name in race.names if name != LORA and (found := race.ratios(name, LORA)) is not None}
+    return _typical({name: race.ratios(name, LORA) for name in race.names if name != LORA})
 
 
 def cases_of(races: Sequence[Race]) -> dict[str, Ratios]:
     """The chain over LoRA, case by case."""
-    return {race.label: found for race in races if (found := race.ratios(CHAIN, LORA)) is not None}
+    return _typical({race.label: race.ratios(CHAIN, LORA) for race in races})
+
+
+def _typical(found: Mapping[str, Ratios | None]) -> dict[str, Ratios]:
+    return {name: ratios for name, ratios in found.items() if ratios is not None and ratios.typical is not None}
 
 
 def dots(shown: Mapping[str, Ratios]) -> bytes:
@@ -211,16 +205,17 @@ def dots(shown: Mapping[str, Ratios]) -> bytes:
     Returns:
         A PNG.
     """
+    typical = [ratios.typical or 0.0 for ratios in shown.values()]
     figure, axes = canvas(7.2, 0.32 * len(shown) + 1.1)
     axes.axvline(1.0, color="#9aa1a9", linewidth=1, linestyle="--")
     for place, ratios in enumerate(shown.values()):
         offsets = 0.12 * (np.arange(len(ratios.values)) % 3 - 1)
         axes.plot(ratios.values, place + offsets, "o", color=COLOURS[0], alpha=0.3, markersize=3.5, markeredgewidth=0)
-        axes.plot([ratios.typical] * 2, [place - 0.3, place + 0.3], color=COLOURS[1], linewidth=2)
+        axes.plot([typical[place]] * 2, [place - 0.3, place + 0.3], color=COLOURS[1], linewidth=2)
     axes.set_yticks(range(len(shown)), list(shown))
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     # A new subspace of GaLore takes several steps: on a scale that shows it nothing else is told apart.
-    right = min(max(float(ratios.values.max()) for ratios in shown.values()), 1.6 * max(r.typical for r in shown.values()))
+    right = min(max(float(ratios.values.max()) for ratios in shown.values()), 1.6 * max(typical))
     axes.set(xlabel="step time / LoRA's", xlim=(0, 1.05 * right))
     return png(figure)

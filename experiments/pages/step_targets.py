@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.accounting.targets import Target
+from experiments.accounting.targets import ALL, FAMILIES, QV, Judged, Target, as_set_for, is_plain
 from experiments.pages.laps import FLOOR, LORA, Race
 
-Judged = list[tuple[Target, float | None]]
-
 CHAIN, BY_BLOCK, COMPILED, LORA_COMPILED = "chain", "chain, one block a link", "chain, compiled", "LoRA, compiled"
-ALL, QV = "all-linear", "q_proj+v_proj"
 # On a CPU, by dtype and targets: at most so much of LoRA's step and of the frozen floor's; stretches where there are any.
 LIMITS = {
     ("bf16", ALL): ({"llama": (0.70, 0.60), "opt": (0.60, 0.50)}, (1.25, 1.10)),
@@ -19,11 +16,9 @@ LIMITS = {
     ("bf16", QV): ({"llama": (0.92, None), "opt": (0.92, None)}, (1.07, None)),
     ("fp32", QV): ({"llama": (1.00, None), "opt": (1.00, None)}, (1.02, None)),
 }
-FAMILIES = {"llama-512": "llama", "llama-1024": "llama", "opt-512": "opt", "opt-1024": "opt"}
 COMPILED_LIMIT, BLOCK_LIMIT = 0.90, 0.45
 # On a CUDA device, all linear layers on a bf16 base.
 CUDA_LIMIT = 0.75
-RANK = 8
 EXACT, HALF = 1e-6, 1.05
 
 
@@ -33,29 +28,25 @@ def judged(races: Sequence[Race], gradients: Sequence[Mapping[str, Any]], config
     Args:
         races: the cases.
         gradients: their gradients' errors.
-        config: the run's; steps are judged at rank 8 without autocast and checkpointing alone.
+        config: the run's.
 
     Returns:
         Targets and numbers; None where a variant did not run.
     """
-    if config["autocast"] or config["checkpointing"] or config["rank"] != RANK:
-        races = []
     return [
-        *[one for race in races for one in steps(race)],
-        *[one for race in races for one in variants(race)],
-        *[one for row in gradients for one in errors(row)],
+        *[one for race in races for one in steps(race, config)],
+        *[one for race in races for one in variants(race, config)],
+        *[one for row in gradients for one in errors(row, config)],
     ]
 
 
-def steps(race: Race) -> Judged:
+def steps(race: Race, config: Mapping[str, Any]) -> Judged:
     """The chain's step over LoRA's and over the floor's."""
-    if CHAIN not in race.rows:
-        return []
     facts, ratio = race.facts, race.typical(CHAIN, LORA)
     if race.clock == 0:
-        aimed = (facts["dtype"], facts["targets"]) == ("bf16", ALL)
+        aimed = (facts["dtype"], facts["targets"]) == ("bf16", ALL) and is_plain(config)
         return [(Target("step / LoRA's", race.label, CUDA_LIMIT), ratio)] if aimed else []
-    if facts["base"] not in FAMILIES or (facts["dtype"], facts["targets"]) not in LIMITS:
+    if not as_set_for(facts, config) or (facts["dtype"], facts["targets"]) not in LIMITS:
         return []
     to_lora, (limit, stretch) = LIMITS[facts["dtype"], facts["targets"]]
     bound, further = to_lora[FAMILIES[facts["base"]]]
@@ -65,26 +56,23 @@ def steps(race: Race) -> Judged:
     ]
 
 
-def variants(race: Race) -> Judged:
+def variants(race: Race, config: Mapping[str, Any]) -> Judged:
     """Compiled against compiled, and a block a link against LoRA, on all linear layers of a bf16 base."""
-    if race.facts["base"] not in FAMILIES or (race.facts["dtype"], race.facts["targets"]) != ("bf16", ALL):
+    if not as_set_for(race.facts, config) or (race.facts["dtype"], race.facts["targets"]) != ("bf16", ALL):
         return []
-    found: Judged = []
-    if COMPILED in race.rows:
-        found.append((
-            Target("compiled step / LoRA's compiled", race.label, COMPILED_LIMIT), race.typical(COMPILED, LORA_COMPILED)
-        ))  # fmt: skip
-    if BY_BLOCK in race.rows:
-        found.append((
-            Target("step with one block a link, mean over blocks / LoRA's", race.label, BLOCK_LIMIT),
-            race.typical(BY_BLOCK, LORA),
-        ))
-    return found
+    by_block = Target("step with one block a link, mean over blocks / LoRA's", race.label, BLOCK_LIMIT)
+    return [
+        (Target("compiled step / LoRA's compiled", race.label, COMPILED_LIMIT), race.typical(COMPILED, LORA_COMPILED)),
+        (by_block, race.typical(BY_BLOCK, LORA)),
+    ]
 
 
-def errors(row: Mapping[str, Any]) -> Judged:
+def errors(row: Mapping[str, Any], config: Mapping[str, Any]) -> Judged:
     """A case's gradients: PEFT's own in float32, no worse than PEFT's in half precision."""
-    if row["dtype"] == "fp32" and row["chain"] is None:
-        return [(Target("gradients' difference from LoRA's, relative", row["case"], EXACT), row["difference"])]
+    if row["dtype"] == "fp32" and not config["autocast"]:
+        return [
+            (Target("gradients' difference / LoRA's length, all factors as one vector", row["case"], EXACT), row["difference"]),
+            (Target("gradients' difference / LoRA's length, the worst single factor", row["case"], EXACT), row["largest"]),
+        ]
     ratio = None if row["chain"] is None else row["chain"] / row["lora"]
     return [(Target("gradients' error / error of LoRA's", row["case"], HALF), ratio)]

@@ -10,6 +10,8 @@ from experiments.records import RunFolder
 
 # As `experiments.accounting` calls them, which a page does not load for it: it loads torch.
 FLOOR, LORA, CHAIN, B_ONLY, BY_BLOCK = "frozen floor", "LoRA", "chain", "chain, B only", "chain, one block a link"
+# Kinds of bytes that are there whatever the batch, by their headings.
+STATE = {"trained": "trained parameters", "gradients": "gradients", "optimizer": "optimizer"}
 
 
 @dataclass(frozen=True)

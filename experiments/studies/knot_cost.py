@@ -31,7 +31,7 @@ class Config:
         out: folder for records, figures and report.
     """
 
-    bases: tuple[str, ...] = ("llama-512", "llama-1024", "opt-512")
+    bases: tuple[str, ...] = ("llama-512", "opt-512", "llama-1024", "opt-1024")
     dtypes: tuple[str, ...] = ("bf16", "fp32")
     targets: tuple[str, ...] = ("all-linear",)
     batch_sizes: tuple[int, ...] = (4,)

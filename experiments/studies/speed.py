@@ -47,16 +47,16 @@ class Config:
     out: Path = Path("results/speed")
 
 
-# Where most methods run, rounds are three for each of the model's layers: a chain by blocks has a link for each.
+# Four rounds for each of the model's layers: a chain by blocks has a link for each, whose last step ties a knot.
 PRESETS = {
     "smoke": Config(
         bases=("small-llama",), dtypes=("bf16",), targets=("q_proj+v_proj",), batch_sizes=(2,),
         methods=("chain", "full fine-tuning"), rounds=7, length=16, device="cpu",
     ),
     "opt-1.3b": Config(
-        bases=("facebook/opt-1.3b",), dtypes=("bf16",), batch_sizes=(1, 16, 64), rounds=72, device="cuda"
+        bases=("facebook/opt-1.3b",), dtypes=("bf16",), batch_sizes=(1, 16, 64), rounds=96, device="cuda"
     ),
-    "llama-1b": Config(bases=("llama-1b",), dtypes=("bf16",), batch_sizes=(1, 16, 64), rounds=48, device="cuda"),
+    "llama-1b": Config(bases=("llama-1b",), dtypes=("bf16",), batch_sizes=(1, 16, 64), rounds=64, device="cuda"),
     "llama-2-7b": Config(
         bases=("meta-llama/Llama-2-7b-hf",), dtypes=("bf16",), methods=("chain",), rounds=30, device="cuda"
     ),
@@ -77,7 +77,7 @@ def run(config: Config) -> None:
 
     prepare(config)
     from experiments.accounting.bench import name_of, tf32
-    from experiments.accounting.cases import cases_of
+    from experiments.accounting.cases import cases_of, check_room
     from experiments.accounting.gradients import accuracy
     from experiments.accounting.timing import WARM_UP, race
     from experiments.compare import one_thread
@@ -88,17 +88,22 @@ def run(config: Config) -> None:
         least = WARM_UP * config.knots + 1
         raise UsageError(f"--rounds {config.rounds}: {config.knots} knots need at least {least} rounds.")
     cases = cases_of(config, steps=config.rounds + WARM_UP)
+    if config.tf32 and cases[0].bench.device == "cpu":
+        raise UsageError("--tf32: a CPU has no TF32; leave it out, or give --device cuda.")
+    check_room(cases)
     work = [(case, case.methods(config.methods, first=place == 0)) for place, case in enumerate(cases)]
     folder = open_folder(config)
     folder.write_json("machine.json", {"device": cases[0].bench.device, "name": name_of(cases[0].bench.device)})
     folder.replace_rows("laps.jsonl", [])
     folder.replace_rows("gradients.jsonl", [])
     total = len(cases) * (config.rounds + WARM_UP)
-    with progress(total=total, description="racing", unit="round") as bar, one_thread(), tf32(config.tf32):
+    with progress(total=total, description="racing", unit="round") as bar, one_thread():
         for case, methods in work:
             bar.set_postfix_str(case.label)
             folder.append("gradients.jsonl", case.facts | accuracy(case.bench))
-            for row in race(case.bench, methods, config.rounds, on_round=bar.update):
+            with tf32(config.tf32):
+                rows = race(case.bench, methods, config.rounds, on_round=bar.update)
+            for row in rows:
                 folder.append("laps.jsonl", case.facts | row)
     page.build(folder)
     page.show(folder)

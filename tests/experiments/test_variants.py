@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from experiments.accounting.architectures import config_of
 from experiments.accounting.contenders import contenders, variants
+from experiments.accounting.timing import WARM_UP
 from experiments.errors import UsageError
 from experiments.methods import (
     ChainOfLoRA,
@@ -24,6 +27,7 @@ from experiments.methods import (
     unavailable,
 )
 from experiments.methods.relora import start_again
+from experiments.studies import memory, speed
 from experiments.train import train
 from fwlora import Blocks, Evenly
 from tests.experiments.small import TARGETS, Text, label, llama, logits
@@ -154,6 +158,39 @@ def test_compiled_method_lacks_what_the_method_lacks(monkeypatch: pytest.MonkeyP
     reason = unavailable(Compiled("compiled", GaLore("peer", 1e-2, 2)))
     assert reason is not None
     assert reason.startswith("galore-torch is not installed")
+
+
+@pytest.mark.parametrize(
+    ("study", "preset", "warm_up"),
+    [
+        (study, name, warm_up)
+        for study, warm_up in ((speed, WARM_UP), (memory, 0))
+        for name, config in study.PRESETS.items()
+        if not config.methods
+    ],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
+def test_presets_come_to_every_block(study: Any, preset: str, warm_up: int):
+    config = study.PRESETS[preset]
+    steps = getattr(config, "steps", None) or config.rounds + WARM_UP
+    counted = range(warm_up, steps)
+    for base in config.bases:
+        layers = config_of(base).num_hidden_layers
+        methods: dict[str, Any] = {method.label: method for method in variants(8, 4, steps, layers=layers)}
+        every = methods["BAdam"].switch_every
+        # The first block is left a step early.
+        assert every >= 2
+        assert {(step + 1) // every % layers for step in counted} == set(range(layers))
+        knots = methods["chain, one block a link"].planned_knots(steps)
+        # A step that ties a knot is no ordinary one, but is weighed.
+        links = {sum(knot <= step for knot in knots) for step in counted if study is memory or step + 1 not in knots}
+        assert links == set(range(layers))
+
+
+@pytest.mark.parametrize(("steps", "layers"), [(16, 7), (20, 4), (8, 4), (10, 5), (100, 24), (48, 24), (20, 2)])
+def test_badam_comes_to_every_block_of_any_run_with_two_steps_for_each(steps: int, layers: int):
+    badam: Any = variants(8, 4, steps, layers=layers)[-1]
+    assert {(step + 1) // badam.switch_every % layers for step in range(steps)} == set(range(layers))
 
 
 def test_variants_hold_the_contenders_and_have_names_of_their_own():
