@@ -90,9 +90,9 @@ class Bench:
         )
 
     def task(self) -> RandomTokens:
-        """Batches on the device."""
+        """Batches on the device, of full rows: there is nothing to mask."""
         vocabulary = architectures.config_of(self.base).vocab_size
-        return RandomTokens(vocabulary, self.rows, self.length, self.device, self.autocast)
+        return RandomTokens(vocabulary, self.rows, self.length, self.device, self.autocast, padded=False)
 
     def methods(self, labels: tuple[str, ...]) -> list[Method]:
         """LoRA, and the methods called `labels`; none for all."""
@@ -109,7 +109,7 @@ class Bench:
 
     def bytes(self, method: Method) -> Bytes:
         """What a step of the method should hold, by its shapes."""
-        return training_bytes(method, self.skeleton(), self.targets, self.rows, self.length)
+        return training_bytes(method, self.skeleton(), self.targets, self.rows, self.length, padded=False)
 
     def obstacle(self, method: Method, *, beside: float = 0) -> str | None:
         """Why a method cannot run here.

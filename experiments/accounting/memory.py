@@ -59,6 +59,7 @@ def training_bytes(
     *,
     trained: Sequence[str] = (),
     example: Tensor | None = None,
+    padded: bool = True,
 ) -> Bytes:
     """Injects a method's layers into a model and adds up what a step of training holds.
 
@@ -73,6 +74,7 @@ def training_bytes(
         length: tokens of a row.
         trained: modules trained in full beside the targets.
         example: a row of input, with a leading 1, for a network that is no transformers model.
+        padded: whether the batch comes with a mask of its tokens, of which attention keeps a copy a layer.
 
     Returns:
         The bytes.
@@ -91,7 +93,7 @@ def training_bytes(
         weights=sum(value.nbytes for value in (*injected.parameters(), *injected.buffers())),
         gradients=sum(parameter.nbytes for parameter in trained_ones),
         optimizer=width * numbers,
-        activations=activation_bytes(injected, rows, length, example=example),
+        activations=activation_bytes(injected, rows, length, example=example, padded=padded),
     )
 
 
@@ -120,7 +122,9 @@ def resting(model: nn.Module) -> Iterator[FusedLinear]:
     )
 
 
-def activation_bytes(model: nn.Module, rows: int, length: int | None = None, *, example: Tensor | None = None) -> int:
+def activation_bytes(
+    model: nn.Module, rows: int, length: int | None = None, *, example: Tensor | None = None, padded: bool = True
+) -> int:
     """What a forward pass saves, measured on shapes.
 
     Args:
@@ -128,6 +132,7 @@ def activation_bytes(model: nn.Module, rows: int, length: int | None = None, *, 
         rows: of a batch.
         length: tokens of a row.
         example: a row of a network's input.
+        padded: whether tokens come with a mask.
 
     Returns:
         The bytes of the storages that autograd keeps and of the output, a language model's loss included; parameters and
@@ -142,7 +147,7 @@ def activation_bytes(model: nn.Module, rows: int, length: int | None = None, *, 
             next_token_loss(output, torch.zeros(output.shape[:2], dtype=torch.long))
         total = saved.bytes(held)
 
-    shapes.forward(model, rows, length, example=example, within=[saved], then=add)
+    shapes.forward(model, rows, length, example=example, padded=padded, within=[saved], then=add)
     return total
 
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, cast
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import masking_utils
 
 
 def forward(
@@ -21,6 +23,7 @@ def forward(
     length: int | None,
     *,
     example: Tensor | None = None,
+    padded: bool = True,
     within: Sequence[AbstractContextManager] = (),
     then: Callable[[list[Tensor], Tensor], None] = lambda held, output: None,
 ) -> None:
@@ -32,6 +35,7 @@ def forward(
         rows: of the batch.
         length: tokens of a row; None for a network with an `example`.
         example: a row of the network's input, with a leading 1.
+        padded: give a mask of the tokens, as a batch of text needs.
         within: contexts to open around the call.
         then: called inside them with the stand-ins of parameters and buffers and with the loss, or else the output.
 
@@ -41,11 +45,14 @@ def forward(
     with FakeTensorMode(allow_non_fake_inputs=True), _dressed(model) as held, ExitStack() as stack:
         if length is not None:
             ids = torch.zeros(rows, length, dtype=torch.long)
-            arguments, options = (), {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            arguments, options = (), {"input_ids": ids, "attention_mask": torch.ones_like(ids) if padded else None}
         elif example is not None:
             arguments, options = (torch.empty(rows, *example.shape[1:], dtype=example.dtype),), {}
         else:
             raise ValueError(f"a {type(model).__name__} is no transformers model: give an example of its input")
+        if not padded:
+            # It asks the numbers of the positions whether rows are packed, and of shapes alone it supposes so.
+            stack.enter_context(patch.object(masking_utils, "find_packed_sequence_indices", lambda position_ids: None))
         for context in within:
             stack.enter_context(context)
         output = model(*arguments, **options)

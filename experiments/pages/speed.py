@@ -159,7 +159,8 @@ def reading(races: Sequence[Race], config: Mapping[str, Any]) -> list[str]:
     clock = "wall time, the device waited for" if on_cuda else "processor time on one thread"
     emptied = " BAdam's package empties the allocator's cache at every step, which is in its time." if on_cuda else ""
     return [
-        f"Weights and tokens are random; times are {clock}. All methods of a case are there at the same time, and in every "
+        f"Weights and tokens are random, rows full, with nothing masked; times are {clock}. All methods of a case are there at "
+        "the same time, and in every "
         "round each takes one step of training. The order changes from round to round so that each follows each other about "
         "equally often. A ratio is taken within a round, so that what slows the machine slows both; the tables have the median "
         "over the rounds and the quartiles. The first steps of each, in which a model is compiled, do not count.",

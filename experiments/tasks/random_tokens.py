@@ -19,6 +19,7 @@ class RandomTokens:
         length: tokens of a row.
         device: where the batch is made.
         autocast: compute in bf16 whatever the weights' dtype.
+        padded: mask one token, as a batch of text that is padded; without any, attention takes another path.
     """
 
     vocabulary: int
@@ -26,6 +27,7 @@ class RandomTokens:
     length: int
     device: str = "cpu"
     autocast: bool = False
+    padded: bool = True
 
     def batches(self, step: int) -> list[Tensor]:
         """The tokens of step `step`."""
@@ -37,9 +39,10 @@ class RandomTokens:
         return next_token_loss(self.logits(model, batch), batch)
 
     def logits(self, model: nn.Module, batch: Tensor) -> Tensor:
-        """The model's, with one token masked: batches of text are padded, and without padding attention takes another path."""
-        mask = torch.ones_like(batch)
-        mask[0, 0] = 0
+        """The model's."""
+        mask = torch.ones_like(batch) if self.padded else None
+        if mask is not None:
+            mask[0, 0] = 0
         with torch.autocast(batch.device.type, torch.bfloat16, enabled=self.autocast):
             return model(input_ids=batch, attention_mask=mask).logits
 
