@@ -15,8 +15,6 @@ import torch
 from jaxtyping import Float, Int8, Int32
 from torch import Tensor
 
-from fwlora.linalg import product_norm
-
 # Entries of a chunk, whose scratch of 19 bytes an entry stays in a core's cache, and so does half a chunk of float32 weights
 # between product and norm. A device that launches kernels one by one is given twice that, 2.4 MiB, whatever the model.
 CHUNK = 2**16
@@ -91,7 +89,7 @@ class RowMerge:
         # As a matrix, where its memory is one: channels_last, for one, is not.
         shape = (weight.shape[0], -1) if weight.is_contiguous() else weight.shape
         whole = weight.view(shape)
-        if weight.device.type == "cpu":
+        if _on_host(weight):
             entries = CHUNK if residual is not None else CHUNK // 2
         elif residual is None and whole.ndim == 2:
             entries = weight.numel()  # without scratch there is no reason to cut
@@ -103,12 +101,6 @@ class RowMerge:
         # Left on the device, to be read when all is done: it is not to be waited for at each chunk.
         self.sums = torch.zeros(2, len(self._chunks), dtype=dtype, device=weight.device)
         self._realised, self._merged = (sums.unbind() for sums in self.sums.unbind())
-
-    @property
-    def gain(self) -> float | None:
-        """``<realised, asked> / |asked|^2`` of this merge; None for an exact weight or a zero update."""
-        asked = abs(self.scale) * product_norm(self.right, self.left)
-        return None if self.residual is None or asked == 0 else self.sums[0].double().sum().item() / asked**2
 
     @torch.no_grad()
     def run(self) -> None:
@@ -179,9 +171,10 @@ class _Scratch:
 
     def __init__(self, weight: Tensor, residual: Tensor, entries: int) -> None:
         device = weight.device
+        is_beside = _on_host(residual) == _on_host(weight)
         floats = torch.empty(4, entries, device=device).unbind()
         rounded = torch.empty(entries, dtype=weight.dtype, device=device)
-        units = None if residual.device == device else torch.empty(entries, dtype=torch.int8, device=device)
+        units = None if is_beside else torch.empty(entries, dtype=torch.int8, device=device)
         self._flat, self._units = (*floats, rounded), units
         self._views: _Views | None = None
         # Made once, as numbers would be made tensors of at every use.
@@ -206,6 +199,10 @@ class _Scratch:
                 units,
             )
         return self._views
+
+
+def _on_host(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu"
 
 
 def _chunks(weight: Tensor, left: Tensor, right: Tensor, residual: Tensor | None, entries: int) -> list[_Chunk]:
