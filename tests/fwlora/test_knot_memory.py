@@ -73,14 +73,14 @@ def _transient(shape: tuple[int, int], dtype: torch.dtype) -> list[int]:
 @pytest.mark.parametrize("on_device", [False, True], ids=["as on a CPU", "in the larger chunks of another device"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_knot_needs_four_mebibytes_whatever_the_layer(monkeypatch, dtype, on_device):
-    """A weight of 2048 x 4096 takes 16 or 32 MiB, one of 4096 x 8192 four times that; a knot of either the same memory.
+    """A weight of 1024 x 4096 takes 8 or 16 MiB, one of 2048 x 8192 four times that; a knot of either the same memory.
 
     What is of a factor's size is counted in and alone grows: 128 KiB of the next link's, 256 KiB for a norm in float64.
     """
     if on_device:
         monkeypatch.setattr(rounding, "_on_host", lambda tensor: tensor.dtype == torch.int8)
         monkeypatch.setattr(fingerprint, "_CHUNK", 4 * fingerprint._CHUNK)
-    small, large = _transient((2048, 4096), dtype), _transient((4096, 8192), dtype)
+    small, large = _transient((1024, 4096), dtype), _transient((2048, 8192), dtype)
     assert max(small + large) <= 4 * MIB
     assert all(b <= a + 8 * 4096 * 8 for a, b in zip(small, large, strict=True))
 
