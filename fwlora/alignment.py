@@ -230,6 +230,10 @@ class Alignment:
         self._watch()
 
     def _check_served(self) -> None:
+        if any(site.is_sharded for site in self._sites.values()):
+            raise ArgumentError(
+                f"`reset={self._rule}` points whole factors at the gradient, and FSDP2 has sharded them; use another `reset=`."
+            )
         if distributed.world_size() > 1 and any(not site.drawn.requires_grad for site in self._sites.values()):
             raise ArgumentError(
                 f"`reset={self._rule}` needs the gradient of A for a step, and A is frozen (`freeze_A=True`), so that "

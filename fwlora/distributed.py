@@ -13,9 +13,14 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def rank() -> int:
+    """This process's number among them."""
+    return 0 if world_size() == 1 else dist.get_rank()
+
+
 def is_main() -> bool:
     """Whether this process is rank 0, which writes what is written once."""
-    return world_size() == 1 or dist.get_rank() == 0
+    return rank() == 0
 
 
 def every(flag: bool) -> bool:
@@ -33,6 +38,15 @@ def mean_(tensor: torch.Tensor) -> torch.Tensor:
     if world_size() > 1:
         _through(tensor, lambda there: dist.all_reduce(there.div_(world_size())))
     return tensor
+
+
+def total(tensor: torch.Tensor) -> torch.Tensor:
+    """The sum of a tensor over the ranks; of int64 it is mod 2^64."""
+    if world_size() == 1:
+        return tensor
+    there = tensor.to(_device(), copy=True)
+    dist.all_reduce(there)
+    return there.to(tensor.device)
 
 
 def from_first_(tensor: torch.Tensor) -> torch.Tensor:

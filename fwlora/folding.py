@@ -9,7 +9,6 @@ import torch
 
 from fwlora import distributed
 from fwlora.errors import KnotError
-from fwlora.layers.sites import Site
 from fwlora.linalg import Factors, product_norms
 from fwlora.record.chain import Chain, combine
 from fwlora.rules import Ball, Coefficients, MergeRule, Retiring
@@ -34,12 +33,12 @@ class Plan(NamedTuple):
     link_norms: dict[str, float]
 
 
-def plan(rule: MergeRule, sites: Mapping[str, Site], chain: Chain, gap: float | None) -> Plan:
+def plan(rule: MergeRule, links: Mapping[str, Factors], chain: Chain, gap: float | None) -> Plan:
     """Ask the rule, and check that the iterate stays in its set: ``|shrink D + scale s B A| <= radius`` at every site.
 
     Args:
         rule: how links are folded in.
-        sites: with their live links.
+        links: the live link of each site.
         chain: the earlier links.
         gap: ``<G, W - V>`` of the live link's vertex V, where it was measured.
 
@@ -49,7 +48,6 @@ def plan(rule: MergeRule, sites: Mapping[str, Site], chain: Chain, gap: float | 
     Raises:
         KnotError: for a plan that leaves the set; nothing was changed.
     """
-    links = {name: site.live() for name, site in sites.items()}
     link_norms = product_norms(links)
     ball = rule.ball
     if ball is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -16,8 +16,9 @@ from torch.utils.hooks import RemovableHandle
 from fwlora import restore
 from fwlora.alignment import Alignment
 from fwlora.course import Course
-from fwlora.errors import ArgumentError, FinishedError, StateError
+from fwlora.errors import ArgumentError, DisconnectedParametersError, FinishedError, StateError, UnsupportedModelError
 from fwlora.inner import DelegatingOptimizer
+from fwlora.knot import Knot
 from fwlora.layers import attach
 from fwlora.layers.attach import Attachment
 from fwlora.layers.sites import Site
@@ -26,6 +27,7 @@ from fwlora.record.fingerprint import Fingerprint
 from fwlora.record.ledger import KnotRecord, Ledger
 from fwlora.record.state import KNOT, STEP
 from fwlora.rules import Progress, ResetRule
+from fwlora.sharding import is_sharded, reshard
 from fwlora.turns import Turns
 
 
@@ -64,6 +66,7 @@ class ChainHolder(DelegatingOptimizer):
         self._chain = Chain(chain_dir)
         self._ledger = Ledger()
         self._residuals: dict[str, Tensor] = {}
+        self._knot: Knot | None = None
         self._originals: dict[str, Fingerprint] | None = None
         self._awaits_load = False
         self._finished = False
@@ -137,6 +140,12 @@ class ChainHolder(DelegatingOptimizer):
         self._knot_hooks[handle.id] = hook
         return handle
 
+    def _tell(self, record: KnotRecord | None) -> None:
+        """Call the hooks with a knot's record, when ranks have agreed: a hook that raises leaves a whole knot."""
+        if record is not None:
+            for hook in list(self._knot_hooks.values()):
+                hook(record)
+
     def observe(self, loss: float | Tensor) -> None:
         """Tell the loss of the coming step to a knot schedule that reads it, where `step()` gets no closure."""
         self._course.hear(loss)
@@ -172,7 +181,7 @@ class ChainHolder(DelegatingOptimizer):
             parameter.requires_grad_(True)  # an injected model is frozen but for its factors
         super().add_param_group({"role": "trained", **param_group, "params": params})
         self._mark_groups()
-        self._attachment.trained.update({names[id(p)]: p for p in params})  # pyright: ignore[reportCallIssue, reportArgumentType]
+        self._attachment.trained.extend(names[id(p)] for p in params if names[id(p)] not in self._attachment.trained)
 
     def fingerprint_originals(self) -> dict[str, Fingerprint]:
         """Fingerprints of the adapted weights before the first merge; until then the user may still load others."""
@@ -190,6 +199,32 @@ class ChainHolder(DelegatingOptimizer):
         self._turns.begin(index)
         for parameter in self._turns.resting_parameters():
             self.state.pop(parameter, None)
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether FSDP2 has cut the sites' weights and factors into the ranks' rows; then what looks at them is collective."""
+        return any(site.is_sharded for site in self._sites.values())
+
+    def _reshard(self) -> None:
+        """See to it that modules hold the shards, and the whole parameters that a forward pass has left are given up."""
+        if any(is_sharded(parameter) for parameter in self.parameters()):
+            reshard(self._attachment.outermost)
+            whole = [name for name, site in self._sites.items() for t in site.tensors() if not is_sharded(t)]
+            if whole:
+                raise DisconnectedParametersError(
+                    f"{whole[0]!r} holds whole parameters while the optimizer has shards: a forward pass without a backward "
+                    "pass has left them; call `reshard()` on the outermost FSDP module first."
+                )
+
+    def _refuse_sharded(self, what: str, instead: str) -> None:
+        if self.is_sharded:
+            raise UnsupportedModelError(f"{what} does not serve a model that FSDP2 has sharded; {instead}.")
+
+    def _keep_links(self, names: Iterable[str]) -> None:
+        """Let the sites of these names that keep their links hold what the chain has there."""
+        for name in names:
+            if self._sites[name].keeps_links:
+                self._sites[name].keep(self._chain.stacked(name))
 
     @property
     def _sites(self) -> dict[str, Site]:

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 from fwlora.errors import ArgumentError, DisconnectedParametersError, NoGradientError
 from fwlora.linalg import extremes
+from fwlora.sharding import local
 
 # Optimizers for which zeroing every state tensor in place is the same as never having stepped, bit for bit. For the others
 # (NAdam's mu_product starts at 1, Rprop's step size at lr, ...) the state is dropped and they build it anew.
@@ -160,7 +161,7 @@ class DelegatingOptimizer(Optimizer):
         """Whether a non-zero state tensor is left for any of these parameters."""
         states = (self.state.get(parameter, {}) for parameter in parameters)
         tensors = [value for state in states for value in state.values() if isinstance(value, Tensor)]
-        return any(ends != (0, 0) for ends in extremes(tensors))
+        return any(ends != (0, 0) for ends in extremes([local(tensor) for tensor in tensors]))
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in _TRANSIENT}
@@ -298,10 +299,16 @@ def check_connected(stepped: Iterable[Tensor], factors: Iterable[nn.Parameter], 
         DisconnectedParametersError: for factors that no group holds.
         NoGradientError: where nothing would ever train.
     """
+    stepped = list(stepped)
     ids = {id(parameter) for parameter in stepped}
     lent = {id(parameter) for parameter in borrowed}
     trainable = [parameter for parameter in factors if parameter.requires_grad]
     if any(id(parameter) not in ids | lent for parameter in trainable):
+        if any(tensor.ndim == 1 and not isinstance(tensor, nn.Parameter) for tensor in stepped):
+            raise DisconnectedParametersError(
+                "The parameter groups hold flat tensors in place of the model's parameters, as DeepSpeed's ZeRO puts there; a chain "
+                "must find its factors in them. Use FSDP2 (`fully_shard`), DistributedDataParallel, or ZeRO stage 0."
+            )
         raise DisconnectedParametersError(
             "The optimizer's parameters are no longer the model's own (was the model sharded, cast or re-injected after "
             "`ChainLoRAOptimizer(model)`?); make the optimizer last."

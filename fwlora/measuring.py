@@ -54,6 +54,7 @@ class MeasuredChain(ExportingChain):
         """
         self._check_unfinished()
         self._check_loaded()
+        self._refuse_sharded("`measure_gap(...)`", "measure it in one process, or under DDP")
         self.complete_knot()
         probes = Probes(self._attachment.model, self._sites, loss_fn)
         report = measure(probes, self._sites, self._chain, batches, set, confidence=confidence, passes=passes, seed=self.seed)

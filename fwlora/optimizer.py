@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from fwlora import distributed
 from fwlora.arguments import check_biases, check_first_rank, rule, whole
 from fwlora.course import Course
 from fwlora.errors import ArgumentError, KnotError, NonFiniteFactorsError, RefusedKnotWarning, warn
@@ -23,7 +24,7 @@ from fwlora.folding import plan
 from fwlora.gap import GapReport
 from fwlora.inner import build_inner, check_connected, check_muon, groups_by_role
 from fwlora.interrupts import sigint_waits
-from fwlora.knot import Knot, check_finite, verify, verify_agreement
+from fwlora.knot import Knot, check_finite, verify_agreement
 from fwlora.layers.attach import attach, lora_layers, undone_on_error
 from fwlora.layers.sites import Site, generator_for
 from fwlora.linalg import extremes
@@ -43,6 +44,7 @@ from fwlora.rules import (
     RankSchedule,
     ResetRule,
 )
+from fwlora.sharding import local
 from fwlora.turns import Turns
 
 if TYPE_CHECKING:
@@ -159,7 +161,7 @@ class ChainLoRAOptimizer(MeasuredChain):
                 for site in sites.values():
                     site.drawn.requires_grad_(False)
             groups = groups_by_role(
-                [site.parameters() for site in sites.values()], list(attachment.trained.values()), lr, lr_ratio
+                [site.parameters() for site in sites.values()], list(attachment.parameters().values()), lr, lr_ratio
             )
             options = {"lr": lr, "weight_decay": weight_decay, **inner_options}
             own_names = inspect.signature(type(self).__init__).parameters
@@ -180,7 +182,6 @@ class ChainLoRAOptimizer(MeasuredChain):
                 residual_in_state=residual_in_state,
                 exact_replay=exact_replay,
             )
-            self._knot: Knot | None = None
             self._unchecked_agreement = False
             self._is_connected = False
             if draws_first:
@@ -240,18 +241,21 @@ class ChainLoRAOptimizer(MeasuredChain):
     def _tie(self, merge: MergeRule, measure: Callable[[], GapReport] | None = None) -> KnotRecord:
         self._check_unfinished()
         self._check_loaded()
-        self.complete_knot()
+        self._reshard()
+        self._settle()
         check_finite(self._sites)
         fresh = self._draw_coming()
         gap = None if measure is None else measure()
         self.fingerprint_originals()
         # Read once: with `chain_dir` a link is a file.
         earlier = self._chain if merge.ball is None else self._chain.in_memory()
-        coefficients, norms, eta, link_norms = plan(merge, self._turns.active, earlier, None if gap is None else gap.ghat)
+        live = {name: site.live() for name, site in self._turns.active.items()}
+        coefficients, norms, eta, link_norms = plan(merge, live, earlier, None if gap is None else gap.ghat)
         self._knot = Knot(
             len(self._chain),
             self._course.step,
             self._course.link_step,
+            live,
             coefficients,
             link_norms,
             earlier,
@@ -264,28 +268,48 @@ class ChainLoRAOptimizer(MeasuredChain):
             },
         )
         self._unchecked_agreement = True
-        self.complete_knot()
-        self._check_agreement()
+        self._settle()
         return self._ledger[-1]
 
     def complete_knot(self) -> None:
-        """Go on with a knot that an exception cut off, site by site; nothing to do otherwise."""
-        if self._knot is None:
+        """Go on with a knot that an exception cut off, on this rank and without asking the others; nothing to do otherwise."""
+        self._tie_sites()
+        self._tell(self._record_knot())
+
+    def _settle(self) -> None:
+        """Complete a knot on all ranks, or raise on all: its record is written when every rank has tied every site."""
+        if not self._unchecked_agreement:
             return
-        for site in self._sites.values():
-            self._knot.tie(site, self._residuals, self)
-        for parameter in self._factors():
-            parameter.grad = None  # of a backward pass between the cut and now: part of it belongs to the retired link
-        verify(self._sites, self)
+        try:
+            self._tie_sites()
+        except BaseException:
+            distributed.every(False)  # the others wait for this rank's word
+            raise
+        if not distributed.every(True):
+            raise KnotError("The knot was cut off on another rank; `step()` or `tie_knot()` on all ranks completes it.")
+        record = self._record_knot()
+        if distributed.world_size() > 1:
+            # What is sharded differs: there the draws themselves are compared.
+            index = len(self._chain)
+            verify_agreement(self._draw(s, index) if s.is_sharded else s.drawn for s in self._sites.values())
+        self._unchecked_agreement = False
+        self._tell(record)
+
+    def _tie_sites(self) -> None:
+        if self._knot is not None:
+            self._knot.tie_all(self._sites, self._residuals, self, self._chain)
+
+    def _record_knot(self) -> KnotRecord | None:
+        if self._knot is None:
+            return None
         with sigint_waits():
-            self._chain.append(self._knot.link())
-            record = self._knot.record()
+            shrinks, record = self._knot.link().shrinks, self._knot.record()
             self._knot = None
             self._course.begin_link()
             self._ledger.append(record)
             self._begin_link(len(self._chain))
-        for hook in list(self._knot_hooks.values()):
-            hook(record)
+            self._keep_links(shrinks)
+        return record
 
     def _draw_coming(self) -> dict[str, Tensor]:
         """Ask the rules all that the coming knot needs, before anything is merged: a knot that cannot end must not begin."""
@@ -319,8 +343,10 @@ class ChainLoRAOptimizer(MeasuredChain):
         """``-<grad_B, B>``: to first order, what the loss gains as the link grows; None unless the schedule reads it."""
         if "descent" not in self.knots.reads:
             return None
-        pairs = [(site.zeroed.grad, site.zeroed.detach()) for site in self._sites.values()]
-        return float(sum(-torch.sum(gradient * B) for gradient, B in pairs if gradient is not None))
+        pairs = [(local(site.zeroed.grad), local(site.zeroed)) for site in self._sites.values() if site.zeroed.grad is not None]
+        descent = float(sum(-torch.sum(gradient * B) for gradient, B in pairs))
+        # The course takes the mean over the ranks: of shards that is to be the sum.
+        return descent * distributed.world_size() if self.is_sharded else descent
 
     def _tie_scheduled(self) -> None:
         if self._course.link_step <= self.reset.probes and all(site.is_idle for site in self._sites.values()):
@@ -336,25 +362,19 @@ class ChainLoRAOptimizer(MeasuredChain):
 
     def _is_state_filling(self) -> bool:
         """Whether this is torch's distributed checkpoint, which fills an empty state by a step with lr 0 and zero grads."""
-        return (
-            not self.state
-            and all(float(group["lr"]) == 0 for group in self.param_groups)
-            and all(p.grad is None or not p.grad.any() for p in self.parameters())
-            and any(p.grad is not None for p in self.parameters())
-        )
+        if self.state or any(float(group["lr"]) != 0 for group in self.param_groups):
+            return False
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        is_empty = not any(bool(local(gradient).any()) for gradient in gradients)
+        return len(gradients) > 0 and (distributed.every(is_empty) if self.is_sharded else is_empty)
 
     def _check_ready(self) -> None:
         self._check_unfinished()
+        self._reshard()
         self._check_loaded()
-        self.complete_knot()
-        self._check_agreement()
+        self._settle()
         self._check_measured()
         self._course.check_link()
-
-    def _check_agreement(self) -> None:
-        if self._unchecked_agreement:
-            verify_agreement(self._sites)
-            self._unchecked_agreement = False
 
 
 def unwrap(optimizer: Any) -> ChainLoRAOptimizer:

@@ -58,6 +58,8 @@ class ExportingChain(PersistentChain):
     ) -> ExportReport:
         """Write the chain and the live link as ONE standard PEFT adapter for the original base model.
 
+        Of several ranks rank 0 writes, and every rank that calls gets the report; where the model is sharded all must call.
+
         Args:
             directory: made where missing.
             max_rank: cut every site to this rank; None keeps the sum of the links' ranks, which is exact.
@@ -105,7 +107,7 @@ class ExportingChain(PersistentChain):
         self._alignment.end()
         trained, buffers = self._attachment.trained, self._attachment.buffers
         self._attachment = self._attachment._replace(
-            trained={original_name(name): parameter for name, parameter in trained.items()},
+            trained=[original_name(name) for name in trained],
             buffers=[original_name(name) for name in buffers],
         )
         return attach.detach(self._attachment.model)
@@ -119,6 +121,7 @@ class ExportingChain(PersistentChain):
         """
         self._check_unfinished()
         self._check_loaded()
+        self._refuse_sharded("`compact()`", "compact in one process, from what `save()` wrote")
         self.complete_knot()
         self._alignment.end()
         for site in self._sites.values():

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,17 @@ from torch import Tensor
 
 from fwlora import distributed, restore
 from fwlora.course import Course
-from fwlora.errors import ArgumentError, StateError
+from fwlora.errors import ArgumentError, KnotError, StateError
 from fwlora.holder import ChainHolder
 from fwlora.layers.attach import Attachment
 from fwlora.layers.sites import Site
-from fwlora.record.chain import Chain, write_atomically
+from fwlora.record.chain import Chain
+from fwlora.record.files import read_checked, write_checked
+from fwlora.record.fingerprint import Fingerprint
 from fwlora.record.ledger import Ledger
 from fwlora.record.state import KEY, KNOT, STEP, State
 from fwlora.rules import ResetRule
+from fwlora.sharding import cut, gathered, gathered_deep, local, spread
 from fwlora.turns import Turns
 
 FILE = "chain.pt"
@@ -68,8 +71,14 @@ class PersistentChain(ChainHolder):
 
         Returns:
             Tensors and plain containers.
+
+        Raises:
+            KnotError: for a knot that was cut off in a model that FSDP2 has sharded.
         """
         self._check_loaded()
+        self._reshard()
+        if self._knot is not None and self.is_sharded:
+            raise KnotError("A knot was cut off, and to complete it the ranks must talk: call `step()` on all of them first.")
         self.complete_knot()
         self._mark_groups()
         originals = self.fingerprint_originals()
@@ -89,6 +98,7 @@ class PersistentChain(ChainHolder):
             merged=restore.marks(self._sites) if len(self._chain) else originals,
             history={name: list(values) for name, values in self._course.history.items()},
             alignment=self._alignment.document(),
+            shard=self._shard,
         )
         document = super().state_document() | {KEY: state.document()}
         # A distributed checkpoint is loaded with a state for every parameter, or not at all.
@@ -105,11 +115,18 @@ class PersistentChain(ChainHolder):
             StateError: for a state of another chain, or weights that fit it in no way; nothing was changed.
         """
         self._check_unfinished()
+        self._reshard()
         self.complete_knot()
         if KEY not in document:
             self._load_stripped(document)
             return
         state = State.from_document(document[KEY])
+        if state.shard not in (None, self._shard):
+            raise StateError(
+                f"The state holds the shards of rank {state.shard['rank']} of {state.shard['of']}, and this is "
+                f"{'one process' if self._shard is None else 'rank {rank} of {of}'.format(**self._shard)}. What "
+                "`optimizer.save(dir)` writes holds all of them, and `load(dir)` reads it on any number of ranks."
+            )
         live = {name: _values(site) for name, site in self._sites.items()}
         state.check(self.seed, live, {name: site.scaling for name, site in self._sites.items()}, self._trained())
         if state.step:
@@ -120,32 +137,41 @@ class PersistentChain(ChainHolder):
         chain = Chain.from_document(state.links, self._chain.directory)
         links = list(chain)
         ledger = Ledger.from_document(state.ledger)
+        is_whole = state.shard is None
         wanted, exact = restore.plan(
             self._sites,
             links,
-            state.originals,
-            state.merged,
+            state.originals if is_whole else self._of_all_rows(state.originals),
+            state.merged if is_whole else self._of_all_rows(state.merged),
+            self._of_all_rows,
             self.original,
             residuals_known=state.residuals is not None,
         )
         restore.report_closeness(exact, self._exact_replay)
-        super().load_document(document)  # refuses groups that do not fit before it changes anything
+        # Refuses groups that do not fit before it changes anything.
+        super().load_document(document | {"state": self._spread_moments(document["state"])})
 
+        targets = {name: target for site in self._sites.values() for name, target in site.targets().items()}
         # Copies: the next knot changes residuals in place, and the document may be loaded again.
-        self._residuals = {name: value.to("cpu", copy=True) for name, value in (state.residuals or {}).items()}
+        self._residuals = {
+            name: (cut(value, targets[name]) if is_whole else value).to("cpu", copy=True)
+            for name, value in (state.residuals or {}).items()
+        }
         for name, start in wanted.items():
             site = self._sites[name]
-            self._residuals |= restore.replay(site, links, start, into=site.targets())
+            self._residuals |= restore.replay(site, links, start, into=site.own_targets())
         if wanted:
             ledger = ledger.replayed("exact" if exact else "close")
         with torch.no_grad():
             for name, site in self._sites.items():
                 site.rank = state.ranks[name]
                 for letter, value in live[name].items():
-                    value.copy_(state.live[name][letter])
+                    local(value).copy_(cut(state.live[name][letter], value))
             for name, value in self._trained().items():
-                value.copy_(state.trained[name])
-        self._chain, self._ledger, self._originals = chain, ledger, state.originals
+                local(value).copy_(cut(state.trained[name], value))
+        self._chain, self._ledger = chain, ledger
+        self._originals = restore.parted(state.originals) if is_whole and self.is_sharded else state.originals
+        self._keep_links(self._sites)
         self._course.restore(state.step, state.link_step, len(chain), state.total_steps, state.history)
         self._take_turns(len(chain))
         self._alignment.restore(state.alignment)
@@ -172,6 +198,9 @@ class PersistentChain(ChainHolder):
     def save(self, directory: str | os.PathLike[str]) -> Path:
         """Write the whole state to `directory`, there whole or not at all; rank 0 writes.
 
+        Every rank calls it. Of a model that FSDP2 has sharded it gathers, tensor by tensor, what the ranks hold: the file is
+        that of one process, and loads on any number of ranks.
+
         Args:
             directory: made where missing.
 
@@ -180,10 +209,10 @@ class PersistentChain(ChainHolder):
         """
         path = Path(directory) / FILE
         document = self.state_dict()
+        if self.is_sharded:
+            document = self._gathered(document)
         if distributed.is_main():
-            buffer = io.BytesIO()
-            torch.save(document, buffer)
-            write_atomically(path, buffer.getvalue())
+            write_checked(path, document)
         return path
 
     def load(self, directory: str | os.PathLike[str]) -> None:
@@ -194,11 +223,12 @@ class PersistentChain(ChainHolder):
 
         Raises:
             ArgumentError: where there is none.
+            StateError: for a damaged file, or a state that does not fit; nothing was changed.
         """
         path = Path(directory) / FILE
         if not path.is_file():
             raise ArgumentError(f"`load({str(directory)!r})` finds no {FILE} there; give a folder that `save()` wrote.")
-        self.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        self.load_state_dict(read_checked(path))
 
     def original(self) -> restore.Original | None:
         """Where the original weights can be read: the constructor's `original=`, else the model's own source, else None."""
@@ -230,7 +260,7 @@ class PersistentChain(ChainHolder):
                 "`rollback(original=None)` re-reads the weights that the model was loaded from, and it was loaded from nowhere "
                 "on this machine; give `original=` a state_dict, a safetensors file or a folder."
             )
-        originals = self.fingerprint_originals()
+        originals = self._of_all_rows(self.fingerprint_originals())
         for site in self._sites.values():
             restore.read_original(source, site, originals)  # raises before anything changes; kept one site at a time only
         links = self._chain[:to_knot]  # read before anything changes: a file may be missing
@@ -250,18 +280,44 @@ class PersistentChain(ChainHolder):
         self._residuals = {}
         for site in self._sites.values():
             start = restore.read_original(source, site, originals)
-            self._residuals |= restore.replay(site, links, start, into=site.targets())
+            self._residuals |= restore.replay(site, links, start, into=site.own_targets())
+        self._keep_links(self._sites)
         self.start_link(to_knot)
         with torch.no_grad():
             for name, value in mine.items():
-                value.copy_(trained[name])  # type: ignore[arg-type]
+                local(value).copy_(cut(trained[name], value))  # type: ignore[arg-type]
         self.forget(self.parameters())
         self._ledger = ledger
         self._course.restore(ledger.column("step")[-1] if to_knot else 0, 0, to_knot, self._course.total_steps, {})
 
+    @property
+    def _shard(self) -> dict[str, int] | None:
+        """Which of how many shards of the state are here; None for all of it."""
+        return {"rank": distributed.rank(), "of": distributed.world_size()} if self.is_sharded else None
+
+    def _of_all_rows(self, marks: Mapping[str, Fingerprint]) -> dict[str, Fingerprint]:
+        return restore.joined(marks) if self.is_sharded else dict(marks)
+
+    def _gathered(self, document: dict[str, Any]) -> dict[str, Any]:
+        """The state of one process from those of all ranks, tensor by tensor."""
+        state = State.from_document(document[KEY])
+        targets = {name: target for site in self._sites.values() for name, target in site.targets().items()}
+        residuals = state.residuals and {name: gathered(value, targets[name]) for name, value in state.residuals.items()}
+        originals, merged = self._of_all_rows(state.originals), self._of_all_rows(state.merged)
+        whole = replace(state, originals=originals, merged=merged, residuals=residuals, shard=None)
+        return gathered_deep(document | {KEY: whole.document()})
+
+    def _spread_moments(self, moments: Mapping[int, Mapping[str, Any]]) -> dict[int, dict[str, Any]]:
+        """The inner optimizer's state with what is whole cut as the parameters are."""
+        likes = dict(enumerate(self.parameters()))
+        return {
+            number: {key: spread(value, likes[number]) if number in likes else value for key, value in entry.items()}
+            for number, entry in moments.items()
+        }
+
     def _trained(self) -> dict[str, Tensor]:
         """What is trained in full, buffers with it, by name."""
-        parameters = {name: parameter.detach() for name, parameter in self._attachment.trained.items()}
+        parameters = {name: parameter.detach() for name, parameter in self._attachment.parameters().items()}
         return parameters | {name: self._attachment.model.get_buffer(name) for name in self._attachment.buffers}
 
 
@@ -274,9 +330,9 @@ def _unaliased(original: restore.Original | None, attachment: Attachment) -> res
     """`original=model.state_dict()` refers to the very weights that knots change: those are copied."""
     if not isinstance(original, Mapping):
         return original
-    merged = {target.data_ptr() for site in attachment.sites.values() for target in site.targets().values()}
+    merged = {values.data_ptr() for site in attachment.sites.values() for values in site.own_targets().values()}
     return {
-        name: value.clone() if value.data_ptr() in merged else value
+        name: value.clone() if local(value).data_ptr() in merged else value
         for name, value in original.items()
         if isinstance(value, Tensor)
     }

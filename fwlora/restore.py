@@ -14,28 +14,47 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from fwlora import distributed
 from fwlora.errors import CloseReplayWarning, StateError, warn
 from fwlora.layers.rounding import ROUNDED
 from fwlora.layers.sites import Site
 from fwlora.record.chain import Link, update
-from fwlora.record.fingerprint import Fingerprint, fingerprint
+from fwlora.record.fingerprint import BINS, Fingerprint, fingerprint
+from fwlora.sharding import cut, first_entry, local
 
 Original = Mapping[str, Tensor] | str | os.PathLike[str]
 
 
 def marks(sites: Mapping[str, Site]) -> dict[str, Fingerprint]:
-    """Fingerprint of every parameter that merges change."""
-    return {name: fingerprint(target) for site in sites.values() for name, target in site.targets().items()}
+    """Fingerprint of every parameter that merges change, of this rank's rows where it is sharded."""
+    return {
+        name: fingerprint(local(target), first_entry(target))
+        for site in sites.values()
+        for name, target in site.targets().items()
+    }
+
+
+def joined(marks: Mapping[str, Fingerprint]) -> dict[str, Fingerprint]:
+    """Fingerprints of all rows from those of each rank's; every rank must ask."""
+    exact = distributed.total(torch.tensor([mark.exact for mark in marks.values()], dtype=torch.int64))
+    sketches = distributed.total(torch.stack([mark.sketch for mark in marks.values()]))
+    return {name: Fingerprint(*pair) for name, pair in zip(marks, zip(exact.tolist(), sketches, strict=True), strict=True)}
+
+
+def parted(marks: Mapping[str, Fingerprint]) -> dict[str, Fingerprint]:
+    """What each rank is to keep of whole fingerprints, so that they add up to these: all of it, or nothing."""
+    nothing = Fingerprint(0, torch.zeros(BINS, dtype=torch.float64))
+    return dict(marks) if distributed.is_main() else dict.fromkeys(marks, nothing)
 
 
 def replay(site: Site, links: Iterable[Link], start: Mapping[str, Tensor], *, into: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Merge `links` into copies of a site's original weights.
+    """Merge `links` into copies of a site's original weights, of this rank's rows where they are sharded.
 
     Args:
         site: whose links.
         links: in order.
         start: the original values by parameter name.
-        into: what receives the result, the site's own parameters or scratch of their shape.
+        into: what receives the result, the site's own values or scratch of their shape.
 
     Returns:
         The rounding errors of half-precision parameters.
@@ -59,6 +78,7 @@ def plan(
     links: Sequence[Link],
     originals: Mapping[str, Fingerprint],
     merged: Mapping[str, Fingerprint],
+    of_all_rows: Callable[[Mapping[str, Fingerprint]], Mapping[str, Fingerprint]],
     original: Callable[[], Original | None],
     *,
     residuals_known: bool,
@@ -70,6 +90,7 @@ def plan(
         links: the chain of the state.
         originals: fingerprints before the first merge.
         merged: fingerprints that the weights must come to have.
+        of_all_rows: makes fingerprints of all rows from those of this rank's, see `joined`.
         original: tells where the original weights are; asked for weights that are neither original nor merged.
         residuals_known: whether the state holds the rounding errors of half-precision weights; without them merged
             weights must be replayed too.
@@ -82,13 +103,19 @@ def plan(
     """
     exact, wanted = True, {}
     for site in sites.values():
-        now = {name: fingerprint(target) for name, target in site.targets().items()}
+        now = of_all_rows(marks({site.name: site}))
         incomplete = not residuals_known and len(links) > 0 and site.weight.dtype in ROUNDED
         if _agree(now, merged) and not incomplete:
             continue
-        start: Mapping[str, Tensor] = dict(site.targets())
+        if site.keeps_links:
+            raise StateError(
+                f"{site.name!r} holds another quantised weight than the one that this chain started from; load the base model "
+                "that it was made on, quantised in the same way."
+            )
+        own = site.own_targets()
+        start: Mapping[str, Tensor] = own
         if not _agree(now, originals):
-            if not incomplete and all(mark.close(merged[name], _tolerance(site.targets()[name])) for name, mark in now.items()):
+            if not incomplete and all(mark.close(merged[name], _tolerance(own[name])) for name, mark in now.items()):
                 exact = False
                 continue
             source = original()
@@ -105,13 +132,14 @@ def plan(
                     "first, or give `ChainLoRAOptimizer(original=...)` the original weights."
                 )
             start = read_original(source, site, originals)
-        scratch = {name: torch.empty_like(target) for name, target in site.targets().items()}
+        scratch = {name: torch.empty_like(values) for name, values in own.items()}
         replay(site, links, start, into=scratch)
-        for name, target in scratch.items():
-            mark = fingerprint(target)
+        firsts = {name: first_entry(target) for name, target in site.targets().items()}
+        replayed = of_all_rows({name: fingerprint(values, firsts[name]) for name, values in scratch.items()})
+        for name, mark in replayed.items():
             if mark.exact == merged[name].exact:
                 continue
-            if not mark.close(merged[name], _tolerance(target)):
+            if not mark.close(merged[name], _tolerance(own[name])):
                 raise StateError(
                     f"Replaying {len(links)} link(s) at {site.name!r} does not give the weights that the state was saved "
                     "with; the state or its links are damaged."
@@ -130,7 +158,7 @@ def read_original(original: Original, site: Site, originals: Mapping[str, Finger
         originals: what they must be.
 
     Returns:
-        The values by parameter name, on the site's device.
+        The values by parameter name, on the site's device, of this rank's rows where it is sharded.
 
     Raises:
         StateError: for values that are missing or are not the originals.
@@ -140,10 +168,10 @@ def read_original(original: Original, site: Site, originals: Mapping[str, Finger
         value = lookup(original, name, by_ending=True)
         if value is None:
             raise StateError(f"`original=` holds no {name!r}; give the weights that the chain started from.")
-        value = value.to(target)
+        value = value.to(target.device, target.dtype)
         if value.shape != target.shape or fingerprint(value).exact != originals[name].exact:
             raise StateError(f"`original=` holds other values of {name!r} than those the chain started from.")
-        found[name] = value
+        found[name] = cut(value, target)
     return found
 
 

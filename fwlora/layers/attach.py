@@ -24,9 +24,11 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from fwlora.errors import ArgumentError, OwnershipError, SkippedLayersWarning, UnsupportedModelError, warn
 from fwlora.layers import refusals
+from fwlora.layers.close_names import suggestion
 from fwlora.layers.fused import FusedLinear, unfuse
 from fwlora.layers.sites import Site
 from fwlora.layers.trained import collect
+from fwlora.sharding import is_sharded
 
 # LoraLayer is a mixin that PEFT does not type as the nn.Module that every layer is: hence most `type: ignore`s below.
 ADAPTER = "default"
@@ -40,19 +42,26 @@ class Attachment(NamedTuple):
 
     Attributes:
         model: the base model inside every wrapper.
+        outermost: the PeftModel around it, which FSDP2 may have sharded as one, or the base model itself.
         sites: its sites by name.
         config: the configuration of the live adapter.
-        trained: parameters trained in full beside the factors, by name in the base model.
-        buffers: names of the persistent buffers of those modules; the tensors are replaced by `.to()` and are looked up.
+        trained: names of the parameters trained in full beside the factors; frameworks swap the Parameters, so they are looked
+            up.
+        buffers: names of the persistent buffers of those modules.
         adopted: whether the LoRA layers were there before.
     """
 
     model: nn.Module
+    outermost: nn.Module
     sites: dict[str, Site]
     config: LoraConfig
-    trained: dict[str, nn.Parameter]
+    trained: list[str]
     buffers: list[str]
     adopted: bool
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """What is trained in full, by name."""
+        return {name: self.model.get_parameter(name) for name in self.trained}
 
 
 def attach(
@@ -81,7 +90,12 @@ def attach(
                 "`rank=` (an int), `alpha=`, `target_modules=`, `lora_bias=` and `lora_config=` shape the layers that are "
                 "injected, and this model brings its own LoRA layers. Leave them out (a RankSchedule is fine)."
             )
-        return _adopt(base, layers, train_modules)
+        return _adopt(base, layers, train_modules)._replace(outermost=_unwrapped(model))
+    if any(is_sharded(parameter) for parameter in base.parameters()):
+        raise UnsupportedModelError(
+            "`ChainLoRAOptimizer(model)` got a model that FSDP2 has sharded, without LoRA layers: factors injected now would "
+            "belong to no shard. Give it the LoRA layers first (`get_peft_model`), then `fully_shard`, then make the optimizer."
+        )
     if isinstance(getattr(model, "_orig_mod", model), _WRAPPERS):
         raise UnsupportedModelError(
             f"`ChainLoRAOptimizer(model)` got a {type(model).__name__} without LoRA layers: factors injected after wrapping "
@@ -116,15 +130,20 @@ def attach(
 
 def unwrap_model(model: nn.Module) -> nn.Module:
     """The base model inside DDP, torch.compile and PeftModel."""
+    while isinstance(model := _unwrapped(model), PeftModel):
+        model = model.get_base_model()
+    return model
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside DDP and torch.compile, with its PeftModel."""
     while True:
         if isinstance(model, _WRAPPERS):
             model = model.module
-        elif isinstance(model, PeftModel):
-            model = model.get_base_model()
         elif hasattr(model, "_orig_mod"):
             model = model._orig_mod  # type: ignore[assignment]
         elif type(model).__name__ == "FullyShardedDataParallel":
-            raise UnsupportedModelError("`ChainLoRAOptimizer(model)` does not serve FSDP-wrapped models; use DDP.")
+            raise UnsupportedModelError("`ChainLoRAOptimizer(model)` does not serve FSDP1; use FSDP2 (`fully_shard`) or DDP.")
         else:
             return model
 
@@ -180,7 +199,8 @@ def _inject(base: nn.Module, config: LoraConfig, train_modules: Sequence[str]) -
                 warnings.filterwarnings("ignore", message=message)
             inject_adapter_in_model(config, base, adapter_name=ADAPTER)
     except (ValueError, re.error) as error:
-        raise ArgumentError(f"PEFT refused the injection, choose other layers in `target_modules=`: {error}") from error
+        reason = str(error).rstrip(".") + suggestion(config.target_modules, base)
+        raise ArgumentError(f"PEFT refused the injection, choose other layers in `target_modules=`: {reason}") from error
     cast_adapter_dtype(base, ADAPTER, True)
     return _attachment(base, lora_layers(base), ADAPTER, config, train_modules, adopted=False)
 
@@ -254,7 +274,7 @@ def _attachment(
     refusals.refuse_frozen(adapter, factors)
     trained, buffers = collect(base, adapter, sites, train_modules, shared)
     refusals.refuse_strays(base, [*factors, *trained.values()])
-    return Attachment(base, sites, config, trained, buffers, adopted)
+    return Attachment(base, base, sites, config, [*trained], buffers, adopted)
 
 
 def own(sites: dict[str, Site], owner: object) -> None:

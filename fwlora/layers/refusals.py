@@ -10,11 +10,11 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.lora import layer as lora
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from fwlora.errors import ArgumentError, UnsupportedModelError
 from fwlora.layers.fused import FusedLinear
 from fwlora.layers.rounding import EXACT, ROUNDED
+from fwlora.sharding import is_sharded, local, unserved, unwrapped_class
 
 SERVED = (lora.Linear, FusedLinear, lora.Embedding, lora.Conv1d, lora.Conv2d, lora.Conv3d)
 
@@ -81,14 +81,19 @@ def refuse_layer(name: str, layer: LoraLayer, adapter: str, parent: nn.Module) -
     """A layer of a kind, a precision or a state that a chain cannot merge into."""
     base = layer.get_base_layer()
     weight = getattr(base, "weight", None)
-    if type(layer) not in SERVED or type(weight) is not nn.Parameter:
+    is_plain = type(weight) is nn.Parameter or (isinstance(weight, nn.Parameter) and is_sharded(weight))
+    if unwrapped_class(layer) not in SERVED or not is_plain:
         raise UnsupportedModelError(
             f"`target_modules` reaches {name!r}, a {type(base).__name__} under {type(layer).__name__}; links can be merged "
-            "into plain Linear, Conv1d/2d/3d, Embedding and GPT-2 Conv1D weights. Quantised (4/8 bit, GPTQ, AWQ) and "
-            "sharded bases are not served: load the base in bf16, or leave the layer out."
+            "into plain Linear, Conv1d/2d/3d, Embedding and GPT-2 Conv1D weights. Quantised (4/8 bit, GPTQ, AWQ) bases are "
+            "not served: load the base in bf16, or leave the layer out."
         )
-    if isinstance(weight.data, DTensor):
-        raise UnsupportedModelError(f"{name!r} is sharded (DTensor); give `ChainLoRAOptimizer` an unsharded model.")
+    assert isinstance(weight, nn.Parameter)
+    if placed := unserved(weight):
+        raise UnsupportedModelError(
+            f"{name!r} is {placed}; a chain serves FSDP2 over all ranks (`fully_shard` on a mesh of one axis), whose "
+            "shards are rows, and neither tensor parallelism nor hybrid sharding."
+        )
     if weight.is_meta:
         raise UnsupportedModelError(f"{name!r} is on the meta device and holds no values; load the base model's weights first.")
     if weight.dtype not in EXACT + ROUNDED:
@@ -141,14 +146,15 @@ def shared_names(model: nn.Module) -> dict[int, list[str]]:
     # A module that stands in two places of the tree is tied with itself.
     for name, module in model.named_modules(remove_duplicate=False):
         for parameter in module.parameters(recurse=False):
-            if parameter.device.type != "meta" and parameter.numel():
-                owners.setdefault(parameter.data_ptr(), []).append(name)
+            values = local(parameter)
+            if values.device.type != "meta" and values.numel():
+                owners.setdefault(values.data_ptr(), []).append(name)
     return {pointer: names for pointer, names in owners.items() if len(names) > 1}
 
 
 def refuse_tied(name: str, weight: torch.Tensor, shared: dict[int, list[str]], clean: dict[str, str]) -> None:
     """A weight that another layer uses too: a knot would change both."""
-    names = sorted({clean.get(other, other) for other in shared.get(weight.data_ptr(), [])})
+    names = sorted({clean.get(other, other) for other in shared.get(local(weight).data_ptr(), [])})
     if len(names) > 1:
         raise UnsupportedModelError(
             f"`target_modules` names {name!r}, whose weight is tied ({' = '.join(names)}): a knot would change both layers. "

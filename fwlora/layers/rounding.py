@@ -87,7 +87,7 @@ class RowMerge:
         dtype = weight.dtype if weight.dtype in EXACT else torch.float32
         self.left, self.right = (side.detach().to(weight.device, dtype) for side in (left, right))
         # As a matrix, where its memory is one: channels_last, for one, is not.
-        shape = (weight.shape[0], -1) if weight.is_contiguous() else weight.shape
+        shape = (weight.shape[0], math.prod(weight.shape[1:])) if weight.is_contiguous() else weight.shape
         whole = weight.view(shape)
         if _on_host(weight):
             entries = CHUNK if residual is not None else CHUNK // 2
@@ -95,7 +95,8 @@ class RowMerge:
             entries = weight.numel()  # without scratch there is no reason to cut
         else:
             entries = 2 * CHUNK
-        self._chunks = _chunks(whole, self.left, self.right, None if residual is None else residual.view(shape), entries)
+        chunks = _chunks(whole, self.left, self.right, None if residual is None else residual.view(shape), entries)
+        self._chunks = chunks if weight.numel() else []  # a rank may hold no row
         self._scratch = None if residual is None else _Scratch(weight, residual, min(weight.numel(), entries))
         self._next = 0
         # Left on the device, to be read when all is done: it is not to be waited for at each chunk.

@@ -18,9 +18,11 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.lora import layer as lora
 from torch import Tensor, nn
 
+from fwlora import sharding
 from fwlora.layers.fused import FusedLinear, Turn, computing_in_full, fuse, unfuse
 from fwlora.layers.rounding import ROUNDED, RowMerge
 from fwlora.linalg import Factors, extremes
+from fwlora.sharding import cut, local, whole
 
 
 # PEFT's attributes are typed `Tensor | Module`, which is what the `type: ignore`s below are about.
@@ -34,7 +36,10 @@ class Site:
 
     Attributes:
         is_embedding: whether the layer looks rows up instead of multiplying.
+        keeps_links: whether retired links stay beside a weight that cannot be merged into.
     """
+
+    keeps_links = False
 
     def __init__(self, name: str, layer: LoraLayer, adapter: str) -> None:
         self.name = name
@@ -45,7 +50,17 @@ class Site:
         self._tell()
 
     def __repr__(self) -> str:
-        return f"Site({self.name!r}, {tuple(self.weight.shape)}, rank={self.rank})"
+        return f"Site({self.name!r}, {self.shape}, rank={self.rank})"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the weight as it is stored, (out, in, ...) or transposed, in all its rows."""
+        return tuple(self.weight.shape)
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether this rank holds some rows of the weight and of the factors only."""
+        return sharding.is_sharded(self.weight)
 
     @property
     def padding(self) -> list[int]:
@@ -143,8 +158,8 @@ class Site:
     @property
     def is_idle(self) -> bool:
         """Whether the live link is exactly zero: a factor is, as after a knot and while its direction is being looked for."""
-        is_zero = not (bool(self.zeroed.any()) and bool(self.drawn.any()))
-        return is_zero and (self.bias is None or not bool(self.bias.any()))
+        is_zero = sharding.is_zero(self.zeroed) or sharding.is_zero(self.drawn)
+        return is_zero and (self.bias is None or sharding.is_zero(self.bias))
 
     def parameters(self) -> list[nn.Parameter]:
         """A, B and the factor's bias, where it has one."""
@@ -155,6 +170,14 @@ class Site:
         """What a merge changes, by the name it has in the base model."""
         targets = {f"{self.name}.weight": self.weight}
         return targets if self.bias is None else targets | {f"{self.name}.bias": self.base_bias}
+
+    def own_targets(self) -> dict[str, Tensor]:
+        """The same, of a sharded weight this rank's rows."""
+        return {name: local(target) for name, target in self.targets().items()}
+
+    def tensors(self) -> list[nn.Parameter]:
+        """All that a chain changes here: the factors, and what merges change."""
+        return [*self.parameters(), *self.targets().values()]
 
     def dropouts(self) -> list[nn.Dropout]:
         """LoRA's own dropout in front of A, where the layer has one."""
@@ -189,25 +212,25 @@ class Site:
                 table[key] = parameter
 
     def live(self) -> Factors:
-        """The live link, sliced to its rank; views of the Parameters."""
-        A, B, bias = self.A.detach(), self.B.detach(), self.bias
+        """The live link, sliced to its rank: views of the Parameters, gathered from all ranks where they are sharded."""
+        A, B, bias = whole(self.A), whole(self.B), self.bias
         if self.rank < self.width:
             A, B = A[: self.rank], B[:, : self.rank]
-        return Factors(A, B, self.scaling, None if bias is None else bias.detach())
+        return Factors(A, B, self.scaling, None if bias is None else whole(bias))
 
     def orient(self, matrix: Tensor) -> Tensor:
         """An (out, fan_in) matrix in the weight's own shape."""
-        return (matrix.mT if self.transposed else matrix).reshape(self.weight.shape)
+        return (matrix.mT if self.transposed else matrix).reshape(self.shape)
 
     def merges(
         self, factors: Factors, residuals: dict[str, Tensor], into: Mapping[str, Tensor] | None = None
     ) -> list[RowMerge]:
-        """The in-place merges that fold `factors` into the layer.
+        """The in-place merges that fold `factors` into the layer, or into this rank's rows of it.
 
         Args:
-            factors: a link at this site.
+            factors: a link at this site, whole.
             residuals: rounding errors of half-precision targets by name, made where missing.
-            into: tensors to merge into instead of the layer's own.
+            into: tensors to merge into instead of the layer's own, this rank's rows as well.
 
         Returns:
             One merge for the weight, and one for the bias where the link has one.
@@ -218,11 +241,21 @@ class Site:
         if factors.bias is not None:
             # The bias is a matrix of one column: b <- b + s (lora_b) (1).
             sides[f"{self.name}.bias"] = (factors.bias[:, None], torch.ones(1, 1))
-        targets = self.targets() if into is None else into
-        return [
-            RowMerge(targets[name].detach(), *pair, factors.scale, self._residual(name, targets[name], residuals))
-            for name, pair in sides.items()
-        ]
+        merges = []
+        for name, target in self.targets().items():
+            if name in sides:
+                left, right = sides[name]
+                values = local(target) if into is None else into[name].detach()
+                residual = self._residual(name, values, residuals)
+                merges.append(RowMerge(values, cut(left, target), right, factors.scale, residual))
+        return merges
+
+    def keep(self, total: Factors | None) -> None:
+        """Let exactly this stand beside the weight, where retired links are kept there; a merged weight holds them itself.
+
+        Args:
+            total: the sum of the retired links; None for none.
+        """
 
     def draw_shape(self, rank: int) -> tuple[int, ...]:
         """Shape of the drawn factor of a link of this rank."""
@@ -232,11 +265,11 @@ class Site:
     def reset_(self, fresh: Tensor) -> None:
         """Start a link from the `fresh` drawn factor; rows beyond its rank are masked, the other factor is zero."""
         self.rank = fresh.shape[1] if self.is_embedding else fresh.shape[0]
-        drawn, parameters = self.drawn, self.parameters()
-        for parameter in parameters:
-            parameter.zero_()
+        for parameter in self.parameters():
+            local(parameter).zero_()
             parameter.grad = None
-        (drawn[:, : self.rank] if self.is_embedding else drawn[: self.rank]).copy_(fresh)
+        drawn, values = local(self.drawn), cut(fresh, self.drawn)
+        (drawn[:, : self.rank] if self.is_embedding else drawn[: len(values)]).copy_(values)
 
     def compact_(self, config: LoraConfig) -> None:
         """Allocate the live link's rank alone, and say so in PEFT's configuration."""
@@ -296,7 +329,7 @@ def generator_for(seed: int, knot: int, name: str) -> torch.Generator:
 
 
 def first_nonfinite(sites: Mapping[str, Site]) -> str | None:
-    """Name of the first site with inf or nan in a factor, or None; one device synchronisation for all sites."""
-    owned = [(name, parameter) for name, site in sites.items() for parameter in site.parameters()]
+    """Name of the first site with inf or nan in this rank's rows of a factor, or None; one device synchronisation for all."""
+    owned = [(name, local(parameter)) for name, site in sites.items() for parameter in site.parameters()]
     ends = extremes([parameter for _, parameter in owned])
     return next((name for (name, _), pair in zip(owned, ends, strict=True) if not all(map(math.isfinite, pair))), None)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fwlora.errors import ArgumentError, RunningStatisticsWarning, UnsupportedModelError, warn
+from fwlora.sharding import local, whole
 
 
 def collect(
@@ -55,7 +56,7 @@ def collect(
 
     parameters = {f"{name}.{leaf}": p for name, module in modules.items() for leaf, p in module.named_parameters()}
     for name, parameter in parameters.items():
-        if parameter.data_ptr() in shared:
+        if local(parameter).data_ptr() in shared:
             raise UnsupportedModelError(
                 f"`train_modules=` reaches {name!r}, a tied parameter, of which an adapter could hold one name only. Untie it "
                 "first (e.g. `tie_word_embeddings=False` when loading), or leave it out."
@@ -102,7 +103,9 @@ def whole_modules(base: nn.Module, names: Iterable[str], sites: Iterable[str]) -
                 f"the site {swallowed[0]!r} for it. Use `merge_and_unload()` and save the model."
             )
     return {
-        original_name(parent): {k: v for k, v in base.get_submodule(parent).state_dict().items() if isinstance(v, Tensor)}
+        original_name(parent): {
+            k: whole(v) for k, v in base.get_submodule(parent).state_dict().items() if isinstance(v, Tensor)
+        }
         for parent in sorted(outermost)
     }
 

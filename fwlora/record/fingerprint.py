@@ -37,6 +37,9 @@ class Fingerprint(NamedTuple):
     exact: int
     sketch: Tensor
 
+    def __add__(self, other: Fingerprint) -> Fingerprint:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return Fingerprint(_wrapped(self.exact + other.exact), self.sketch + other.sketch)
+
     def close(self, other: Fingerprint, tolerance: float) -> bool:
         """Whether the sketches agree to a relative `tolerance`."""
         difference = torch.linalg.vector_norm(self.sketch - other.sketch)
@@ -44,8 +47,12 @@ class Fingerprint(NamedTuple):
 
 
 @torch.no_grad()
-def fingerprint(weight: Tensor) -> Fingerprint:
+def fingerprint(weight: Tensor, first: int = 0) -> Fingerprint:
     """The fingerprint of a floating weight, entries numbered in row-major order.
+
+    Args:
+        weight: or some rows of one, whose fingerprints add up to the whole's.
+        first: number of the first entry.
 
     Returns:
         Its hash and its sketch.
@@ -61,7 +68,7 @@ def fingerprint(weight: Tensor) -> Fingerprint:
     sketch = torch.zeros(BINS, dtype=torch.float64, device=device)
     entries = min(weight.numel(), _CHUNK if device.type == "cpu" else 4 * _CHUNK)
     scratch = _Scratch(entries, device)
-    start = 0
+    start = first
     for piece in _pieces(weight, entries):
         total += scratch.hashes(piece.view(_BITS[weight.dtype]), start).sum()
         sketch += scratch.sums(piece).roll(start % BINS)

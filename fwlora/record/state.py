@@ -17,7 +17,7 @@ from fwlora.errors import StateError
 from fwlora.record.fingerprint import Fingerprint
 
 KEY = "fwlora"
-VERSION = 2
+VERSION = 3
 STEP, KNOT = "fw_step", "fw_knot"
 """Counters that ride in every param group, for torch's distributed checkpoint keeps nothing else of us."""
 
@@ -42,6 +42,7 @@ class State:
         merged: fingerprint of each adapted parameter as it was when the state was made.
         history: what the knot schedule reads, step by step in the live link.
         alignment: the phase of a link that looks for its directions, and what came of the last one; None for neither.
+        shard: of sharded parameters the rank whose rows these are, and of how many; None for all rows.
     """
 
     seed: int
@@ -59,6 +60,7 @@ class State:
     merged: dict[str, Fingerprint]
     history: dict[str, list[float]]
     alignment: dict[str, Any] | None
+    shard: dict[str, int] | None
 
     def document(self) -> dict[str, Any]:
         """Tensors and plain containers, with the format's version."""
@@ -139,11 +141,13 @@ class State:
 
 
 def _migrated(document: Mapping[str, Any]) -> dict[str, Any]:
-    """A document of an older version in today's words: version 1 knew neither shrinks nor alignment."""
-    if document.get("version") != 1:
+    """A document of an older version in today's words: 1 knew neither shrinks nor alignment, 2 no shards."""
+    if document.get("version") not in (1, 2):
         return dict(document)
+    if document["version"] == 2:
+        return {**document, "version": VERSION, "shard": None}
     links = [entry | {"shrinks": {}} if "sites" in entry else entry for entry in document.get("links", [])]
-    return {**document, "version": VERSION, "links": links, "alignment": None}
+    return {**document, "version": VERSION, "links": links, "alignment": None, "shard": None}
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

@@ -7,10 +7,7 @@ collective steps on both ranks.
 from __future__ import annotations
 
 import os
-import sys
-import traceback
 import warnings
-from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -31,8 +28,9 @@ from fwlora import (
     Plateau,
     SupportBall,
 )
-from fwlora.errors import FwloraError, RefusedKnotWarning, ShortLinkWarning
+from fwlora.errors import FwloraError, RefusedKnotWarning
 from fwlora.integrations.transformers import ChainCallback
+from tests.distributed.launching import run_scenarios
 from tests.tables import CASES
 
 TARGETS = ["q_proj", "v_proj"]
@@ -351,26 +349,5 @@ SCENARIOS = [
 ]
 
 
-def main(rank: int, out: Path) -> None:
-    """Run every scenario as one of two ranks and write what each returned."""
-    warnings.simplefilter("ignore", ShortLinkWarning)
-    torch.set_num_threads(1)
-    os.environ["RANKS_OUT"] = str(out)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{out / 'rendezvous'}", rank=rank, world_size=2, timeout=timedelta(seconds=60)
-    )
-    outcomes = {}
-    for scenario in SCENARIOS:
-        # Each rank has its own global stream, which no draw of a chain may depend on.
-        torch.manual_seed(100 + rank)
-        try:
-            outcomes[scenario.__name__] = scenario(rank)
-        except Exception:
-            outcomes[scenario.__name__] = traceback.format_exc()
-            break  # the other rank may wait in a collective that this one never enters
-    torch.save(outcomes, out / f"rank{rank}.pt")
-    dist.destroy_process_group()
-
-
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))
+    run_scenarios(SCENARIOS)

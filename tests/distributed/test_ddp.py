@@ -2,65 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-import fwlora
+from tests.distributed.launching import Ranks, launch
 
 SITES = [f"model.layers.{i}.self_attn.{module}" for i in (0, 1) for module in ("q_proj", "v_proj")]
 
 
-class Ranks:
-    """What the two ranks returned from each scenario."""
-
-    def __init__(self, outcomes: list[dict], logs: list[str]) -> None:
-        self.outcomes, self.logs = outcomes, logs
-
-    def __call__(self, scenario: str) -> list:
-        found = [outcome.get(scenario, "the rank stopped before this scenario") for outcome in self.outcomes]
-        for rank, outcome in enumerate(found):
-            assert not isinstance(outcome, str), f"rank {rank}, {scenario}:\n{outcome}\n{self.logs[rank][-4000:]}"
-        return found
-
-
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory) -> Ranks:
-    """Both ranks, once for all tests; they meet at a file of their own, so that parallel test runs never do."""
-    out = tmp_path_factory.mktemp("ranks")
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(Path(fwlora.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]),
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
-    if sys.platform == "linux":
-        environment["GLOO_SOCKET_IFNAME"] = "lo"
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
-        environment.pop(name, None)
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("ranks.py")), str(rank), str(out)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        logs = [process.communicate(timeout=180)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    files = [out / f"rank{rank}.pt" for rank in range(2)]
-    assert all(file.is_file() for file in files), "\n".join(logs)
-    return Ranks([torch.load(file, weights_only=True) for file in files], logs)
+    """Both ranks, once for all tests."""
+    return launch("ranks.py", tmp_path_factory.mktemp("ranks"))
 
 
 def _assert_equal(one: dict, other: dict) -> None:
