@@ -21,6 +21,7 @@ from fwlora.inner import DelegatingOptimizer
 from fwlora.knot import Knot
 from fwlora.layers import attach
 from fwlora.layers.attach import Attachment
+from fwlora.layers.refusals import refuse_placement
 from fwlora.layers.sites import Site
 from fwlora.record.chain import Chain
 from fwlora.record.fingerprint import Fingerprint
@@ -209,12 +210,13 @@ class ChainHolder(DelegatingOptimizer):
         """See to it that modules hold the shards, and the whole parameters that a forward pass has left are given up."""
         if any(is_sharded(parameter) for parameter in self.parameters()):
             reshard(self._attachment.outermost)
-            whole = [name for name, site in self._sites.items() for t in site.tensors() if not is_sharded(t)]
-            if whole:
-                raise DisconnectedParametersError(
-                    f"{whole[0]!r} holds whole parameters while the optimizer has shards: a forward pass without a backward "
-                    "pass has left them; call `reshard()` on the outermost FSDP module first."
-                )
+            for name, site in self._sites.items():
+                if not all(map(is_sharded, site.tensors())):
+                    raise DisconnectedParametersError(
+                        f"{name!r} holds whole parameters while the optimizer has shards: a forward pass without a backward "
+                        "pass has left them; call `reshard()` on the outermost FSDP module first."
+                    )
+                refuse_placement(name, site.weight)
 
     def _refuse_sharded(self, what: str, instead: str) -> None:
         if self.is_sharded:

@@ -89,11 +89,7 @@ def refuse_layer(name: str, layer: LoraLayer, adapter: str, parent: nn.Module) -
             "not served: load the base in bf16, or leave the layer out."
         )
     assert isinstance(weight, nn.Parameter)
-    if placed := unserved(weight):
-        raise UnsupportedModelError(
-            f"{name!r} is {placed}; a chain serves FSDP2 over all ranks (`fully_shard` on a mesh of one axis), whose "
-            "shards are rows, and neither tensor parallelism nor hybrid sharding."
-        )
+    refuse_placement(name, weight)
     if weight.is_meta:
         raise UnsupportedModelError(f"{name!r} is on the meta device and holds no values; load the base model's weights first.")
     if weight.dtype not in EXACT + ROUNDED:
@@ -113,6 +109,15 @@ def refuse_layer(name: str, layer: LoraLayer, adapter: str, parent: nn.Module) -
         raise UnsupportedModelError(
             f"`lora_bias=True` merges the factor's bias into the layer's own, and {name!r} has none. Leave the layer out of "
             "`target_modules`, or use `lora_bias=False`."
+        )
+
+
+def refuse_placement(name: str, weight: torch.Tensor) -> None:
+    """A weight that is sharded otherwise than by FSDP2 over all ranks."""
+    if placed := unserved(weight):
+        raise UnsupportedModelError(
+            f"{name!r} is {placed}; a chain serves FSDP2 over all ranks (`fully_shard` on a mesh of one axis), whose "
+            "shards are rows, and neither tensor parallelism nor hybrid sharding."
         )
 
 

@@ -299,6 +299,14 @@ def ways_out(rank: int) -> dict:
     }
 
 
+def other_seed(rank: int) -> dict:
+    """Each rank draws its rows from a draw of its own."""
+    model = sharded(adapted())
+    chain = chain_of(model, seed=rank)
+    train(model, chain, rank, range(2))
+    return {"error": refusal(lambda: train(model, chain, rank, range(2, 3)))}
+
+
 def nonfinite(rank: int) -> dict:
     """One rank's rows are poisoned: no rank ties, and nothing changes."""
     model = sharded(adapted())
@@ -426,6 +434,7 @@ SCENARIOS = [
     states_of_ranks,
     from_one_process,
     ways_out,
+    other_seed,
     nonfinite,
     cut_off,
     wrong_orders,

@@ -194,6 +194,12 @@ def test_rollback_and_the_plain_model_stay_sharded_and_right(ranks):
         assert outcome["plain"] == []
 
 
+def test_rank_that_draws_otherwise_is_an_error_on_all(ranks):
+    """Rows of different draws would make a factor that no seed gives."""
+    for outcome in ranks("other_seed"):
+        assert outcome["error"].startswith("RankDisagreementError")
+
+
 def test_nonfinite_rows_of_one_rank_refuse_the_knot_on_all(ranks):
     """Nothing changes on either."""
     healthy, poisoned = ranks("nonfinite")
