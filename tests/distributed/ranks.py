@@ -28,7 +28,7 @@ from fwlora import (
     Plateau,
     SupportBall,
 )
-from fwlora.errors import FwloraError, RefusedKnotWarning
+from fwlora.errors import FwloraError, KnotError, RefusedKnotWarning
 from fwlora.integrations.transformers import ChainCallback
 from tests.distributed.launching import run_scenarios
 from tests.tables import CASES
@@ -165,6 +165,39 @@ def nonfinite_scheduled(rank: int) -> dict:
         "refused": refused,
         "later": facts(chain),
     }
+
+
+def cut_off(rank: int) -> dict:
+    """Rank 1 runs out of memory in the middle of a knot; both ranks go on, by a call that completes it or by the next step."""
+    found = {}
+    for way in ("by_call", "by_step"):
+        model = llama()
+        chain = chain_of(model)
+        wrapped = DistributedDataParallel(model)
+        train(wrapped, chain, rank, range(2))
+        site = list(chain.sites.values())[1]
+        reset = site.reset_
+
+        def fail(fresh: torch.Tensor, site=site, reset=reset) -> None:
+            site.reset_ = reset
+            raise torch.OutOfMemoryError("injected")
+
+        if rank == 1:
+            site.reset_ = fail
+        error = ""
+        try:
+            train(wrapped, chain, rank, range(2, 3))
+        except (torch.OutOfMemoryError, KnotError) as raised:
+            error = f"{type(raised).__name__}: {raised}"
+        recorded = len(chain.ledger)
+        chain.zero_grad()
+        if way == "by_call":
+            chain.complete_knot()
+        else:
+            chain.step()  # nothing to step with; the batch was the last one's
+        train(wrapped, chain, rank, range(3, STEPS))
+        found[way] = {"error": error, "recorded": recorded, "facts": facts(chain)}
+    return found
 
 
 def other_seed(rank: int) -> dict:
@@ -335,6 +368,7 @@ SCENARIOS = [
     joint,
     nonfinite_by_hand,
     nonfinite_scheduled,
+    cut_off,
     other_seed,
     wrapped_without_adapters,
     state_of_one_rank,

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.distributed.launching import Ranks, launch
+from tests.distributed.ranks import STEPS
 
 SITES = [f"model.layers.{i}.self_attn.{module}" for i in (0, 1) for module in ("q_proj", "v_proj")]
 
@@ -79,6 +80,21 @@ def test_scheduled_knot_refused_on_one_rank_waits_on_both(ranks):
     assert "another rank" in outcomes[0]["warned"][0]
     assert "model.layers.0.self_attn.v_proj" in outcomes[1]["warned"][0]
     _assert_equal(outcomes[0]["later"]["tensors"], outcomes[1]["later"]["tensors"])
+
+
+def test_knot_cut_off_on_one_rank_raises_on_all_and_is_completed(ranks):
+    """No rank records it alone; completed, it is bit for bit the knot of a run that nothing cut off."""
+    outcomes = ranks("cut_off")
+    assert outcomes[0]["by_call"]["error"].startswith("KnotError: The knot was cut off on another rank")
+    assert outcomes[1]["by_call"]["error"] == "OutOfMemoryError: injected"
+    whole = ranks("injected")[0]["tensors"]
+    for outcome in outcomes:
+        assert [way["recorded"] for way in outcome.values()] == [0, 0]
+        assert outcome["by_call"]["facts"]["knots"] == [3, 6, 9]
+        _assert_equal(outcome["by_call"]["facts"]["tensors"], whole)
+        # The step that completes it counts as one.
+        assert outcome["by_step"]["facts"]["progress"] == (STEPS + 1, 3, 2)
+    _assert_equal(outcomes[0]["by_step"]["facts"]["tensors"], outcomes[1]["by_step"]["facts"]["tensors"])
 
 
 def test_rank_that_resets_differently_is_an_error_on_both(ranks):

@@ -9,9 +9,9 @@ import torch
 from peft import PeftModel
 
 from fwlora.layers.rounding import restore
-from tests.distributed.fsdp_ranks import STEPS, adapted, chain_of, facts, train
 from tests.distributed.launching import Ranks, launch
-from tests.distributed.ranks import llama, tokens
+from tests.distributed.ranks import STEPS, llama, tokens
+from tests.distributed.shards import adapted, chain_of, facts, train
 
 SITE = "model.layers.0.self_attn.q_proj"
 
