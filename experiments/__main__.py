@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import io
+import logging
 import os
 import pkgutil
 import re
@@ -24,6 +25,9 @@ import tyro
 
 from experiments import studies
 from experiments.errors import Refuted, UsageError
+
+# PEFT brings in bitsandbytes, which says at every start, in every process, that a faster kernel is not installed.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 PROGRAM = "python -m experiments"
 OPTIONS = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)

@@ -40,6 +40,10 @@ class NonFiniteFactorsError(FwloraError, RuntimeError):
     """A knot was asked for while a factor holds inf or nan; nothing was changed."""
 
 
+class DecompositionError(FwloraError, RuntimeError):
+    """An SVD that did not converge; what asked for it was not done, and nothing was changed."""
+
+
 class RankDisagreementError(FwloraError, RuntimeError):
     """Data-parallel ranks hold different factors after a knot."""
 
@@ -78,6 +82,10 @@ class RefusedKnotWarning(FwloraWarning):
 
 class CloseReplayWarning(FwloraWarning):
     """Replayed weights differ from the saved ones by rounding only."""
+
+
+class LostUpdatesWarning(FwloraWarning):
+    """Updates are too small for the weights' precision, and lost for good."""
 
 
 class RunningStatisticsWarning(FwloraWarning):

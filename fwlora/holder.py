@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
@@ -68,7 +69,9 @@ class ChainHolder(DelegatingOptimizer):
         self._ledger = Ledger()
         self._residuals: dict[str, Tensor] = {}
         self._knot: Knot | None = None
+        self._is_asked = True  # the schedule, after the last step
         self._originals: dict[str, Fingerprint] | None = None
+        self._dtypes: dict[str, torch.dtype] = {}
         self._awaits_load = False
         self._finished = False
         self._knot_hooks: OrderedDict[int, Callable[[KnotRecord], None]] = OrderedDict()
@@ -152,7 +155,13 @@ class ChainHolder(DelegatingOptimizer):
         self._course.hear(loss)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Reset the gradients of all parameters, as torch.optim does, those borrowed to look for a direction included."""
+        """Reset the gradients of all parameters, as torch.optim does, those borrowed to look for a direction included.
+
+        A knot that an exception cut off is completed first: the coming gradients are to be those of the new link.
+        """
+        is_cut_off = self._knot is not None or not self._is_asked
+        if is_cut_off and not self.is_sharded:  # else the ranks must talk
+            self.complete_knot()
         super().zero_grad(set_to_none)
         for parameter in self._alignment.borrowed():
             parameter.grad = None
@@ -188,7 +197,22 @@ class ChainHolder(DelegatingOptimizer):
         """Fingerprints of the adapted weights before the first merge; until then the user may still load others."""
         if self._originals is None or not len(self._chain):
             self._originals = restore.marks(self._attachment.sites)
+            self._note_precision()
+        self._check_precision()
         return self._originals
+
+    def _note_precision(self) -> None:
+        """Remember what the weights are stored as: rounding errors and fingerprints are of that."""
+        self._dtypes = {name: site.weight.dtype for name, site in self._sites.items()}
+
+    def _check_precision(self) -> None:
+        for name, site in self._sites.items():
+            if site.weight.dtype != self._dtypes[name]:
+                raise UnsupportedModelError(
+                    f"{name!r} was cast from {self._dtypes[name]} to {site.weight.dtype} after {len(self._chain)} knot(s): the "
+                    "rounding errors kept beside it, and saved states, are of the former. Cast it back; to train in another "
+                    "precision cast before the first knot, or end the chain with `merge_and_unload()` and cast then."
+                )
 
     def _begin_link(self, index: int) -> None:
         """All sites are drawn: the link of this index begins at those whose turn it is."""
@@ -248,6 +272,12 @@ class ChainHolder(DelegatingOptimizer):
             raise StateError(
                 "This state counts knots and a distributed checkpoint has dropped their links: call `optimizer.load(dir)` "
                 "with what `optimizer.save(dir)` wrote beside that checkpoint."
+            )
+        held = set(map(id, self.parameters()))
+        if any(id(parameter) not in held for parameter in self.state):
+            raise DisconnectedParametersError(
+                "Moments belong to parameters that are no longer in the groups: was the model sharded or converted after the "
+                "chain had trained or loaded a state? Prepare the model first, then `load()` the state."
             )
 
     def _check_unfinished(self) -> None:

@@ -10,14 +10,15 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fwlora.errors import ArgumentError, DisconnectedParametersError, NoGradientError
+from fwlora.errors import ArgumentError, DisconnectedParametersError, NoGradientError, StateError
 from fwlora.linalg import extremes
 from fwlora.sharding import local
 
@@ -89,6 +90,19 @@ class DelegatingOptimizer(Optimizer):
         """Reset the gradients of all parameters, as torch.optim does."""
         self.inner.zero_grad(set_to_none)
 
+    @contextmanager
+    def rates_times(self, factor: float) -> Iterator[None]:
+        """Every group's lr times a factor, for one inner step; the user's own numbers are put back."""
+        rates = [group["lr"] for group in self.param_groups]
+        try:
+            if factor != 1.0:
+                for group, rate in zip(self.param_groups, rates, strict=True):
+                    group["lr"] = rate * factor
+            yield
+        finally:
+            for group, rate in zip(self.param_groups, rates, strict=True):
+                group["lr"] = rate
+
     def parameters(self) -> list[nn.Parameter]:
         """Every parameter that is stepped, for `clip_grad_norm_`."""
         return [parameter for group in self.param_groups for parameter in group["params"]]
@@ -116,8 +130,62 @@ class DelegatingOptimizer(Optimizer):
         return self.inner.state_dict()
 
     def load_document(self, document: dict[str, Any]) -> None:
-        """Restore ``state`` and ``param_groups``."""
-        self.inner.load_state_dict({name: document[name] for name in ("state", "param_groups")})
+        """Restore ``state`` and ``param_groups``; what does not fit is refused before anything changes."""
+        self.check_moments(document)
+        self.inner.load_state_dict({"state": self._fitted(document["state"]), "param_groups": document["param_groups"]})
+
+    def check_moments(self, document: Mapping[str, Any]) -> None:
+        """Refuse ``state`` and ``param_groups`` of another optimizer.
+
+        Args:
+            document: of a state.
+
+        Raises:
+            StateError: saying what does not fit.
+        """
+        wrong = self._misfit(document.get("state"), document.get("param_groups"))
+        if wrong:
+            raise StateError(f"The state's {wrong}; give the same model, `inner=` and options as when it was made.")
+
+    def _fitted(self, moments: Mapping[int, Mapping[str, Any]]) -> Mapping[int, Mapping[str, Any]]:
+        """The moments as the inner optimizer holds them."""
+        return moments
+
+    def _misfit(self, state: Any, groups: Any) -> str | None:
+        """What of a document is not this optimizer's."""
+        if not (isinstance(groups, list) and all(isinstance(group, Mapping) for group in groups)):
+            return "`param_groups` is no list of dicts"
+        shape = [(group.get("role"), len(group["params"])) for group in self.param_groups]
+        theirs = [
+            (group.get("role"), len(group["params"])) if isinstance(group.get("params"), list) else None for group in groups
+        ]
+        if shape != theirs:
+            return f"`param_groups` have the roles and sizes {theirs}, and this optimizer's have {shape}"
+        if not isinstance(state, Mapping):
+            return "`state` is no dict"
+        numbers = dict(zip((n for group in groups for n in group["params"]), self.parameters(), strict=True))
+        kinds: dict[str, str] = {}
+        keys: set[str] | None = None
+        for number, entry in state.items():
+            if number not in numbers or not isinstance(entry, Mapping):
+                return f"`state` has the entry {number!r}, which is that of no parameter"
+            if not self._is_torchs_own:
+                continue
+            keys = set(entry) if keys is None else keys
+            if set(entry) != keys:
+                return f"`state[{number}]` has {sorted(map(str, entry))}, and other entries have {sorted(map(str, keys))}"
+            parameter = numbers[number]
+            for key, value in entry.items():
+                kind = _kind(value, parameter) if isinstance(value, Tensor) else type(value).__name__
+                # Of a parameter with an axis of one a sum over that axis has the parameter's own shape.
+                if kind == "misfit" or (1 not in parameter.shape and kinds.setdefault(key, kind) != kind):
+                    shape = f"{value.dtype} of {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+                    return f"`state[{number}][{key!r}]` is {shape}, for a parameter of {tuple(parameter.shape)}"
+        return None
+
+    @property
+    def _is_torchs_own(self) -> bool:
+        return type(self.inner).__module__.startswith("torch.optim")
 
     def forget(self, parameters: Iterable[Tensor]) -> None:
         """Make the inner optimizer treat these parameters as never stepped: moments, and Adam's `step` with them."""
@@ -165,6 +233,18 @@ class DelegatingOptimizer(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in _TRANSIENT}
+
+
+def _kind(value: Tensor, parameter: Tensor) -> str:
+    """Whether a state is a number, has the parameter's shape, or lacks axes that were summed over, as Adafactor's have."""
+    if not value.is_floating_point():
+        return "misfit"
+    if value.ndim == 0:
+        return "number"
+    if value.shape == parameter.shape:
+        return "shaped" if value.dtype == parameter.dtype else "misfit"  # torch would cast it
+    is_sum = value.ndim == parameter.ndim and all(a in (1, b) for a, b in zip(value.shape, parameter.shape, strict=True))
+    return "sum" if is_sum else "misfit"
 
 
 def _zeros_alike(value: Any, model: Tensor, parameter: Tensor) -> Any:
@@ -306,8 +386,8 @@ def check_connected(stepped: Iterable[Tensor], factors: Iterable[nn.Parameter], 
     if any(id(parameter) not in ids | lent for parameter in trainable):
         if any(tensor.ndim == 1 and not isinstance(tensor, nn.Parameter) for tensor in stepped):
             raise DisconnectedParametersError(
-                "The parameter groups hold flat tensors in place of the model's parameters, as DeepSpeed's ZeRO puts there; a chain "
-                "must find its factors in them. Use FSDP2 (`fully_shard`), DistributedDataParallel, or ZeRO stage 0."
+                "The parameter groups hold flat tensors in place of the model's parameters, as DeepSpeed's ZeRO puts there, "
+                "and a chain must find its factors. Use FSDP2 (`fully_shard`), DistributedDataParallel, or ZeRO stage 0."
             )
         raise DisconnectedParametersError(
             "The optimizer's parameters are no longer the model's own (was the model sharded, cast or re-injected after "

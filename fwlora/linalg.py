@@ -12,6 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fwlora.errors import DecompositionError
+
+_NOT_CONVERGED = torch.linalg.LinAlgError  # pyright: ignore[reportPrivateImportUsage]
 # Entries of a factor that are in float64 at a time.
 _PART = 2**15
 
@@ -149,8 +152,42 @@ def product_svd(
     """
     Q_B, R_B = torch.linalg.qr(B.double())
     Q_A, R_A = torch.linalg.qr(A.double().mT)
-    U, S, Vh = torch.linalg.svd(R_B @ R_A.mT, full_matrices=False)
+    U, S, Vh = svd(R_B @ R_A.mT)
     return Q_B @ U, S, Vh @ Q_A.mT
+
+
+def svd(
+    M: Float[Tensor, "m n"],
+) -> tuple[Float[Tensor, "m k"], Float[Tensor, " k"], Float[Tensor, "k n"]]:
+    """Thin SVD ``M = U diag(S) Vh``; where it does not converge, as rarely happens to one matrix, that of its triangle.
+
+    With the thin QR ``M^T = Q R`` the singular values of M are those of ``R^T``, which the iteration begins elsewhere with.
+
+    Returns:
+        U, S (largest first) and Vh.
+
+    Raises:
+        DecompositionError: where neither converges, as with inf or nan in M.
+
+    Example:
+        >>> M = torch.randn(5, 3)
+        >>> U, S, Vh = svd(M)
+        >>> torch.allclose((U * S) @ Vh, M, atol=1e-5)
+        True
+    """
+    try:
+        return torch.linalg.svd(M, full_matrices=False)
+    except _NOT_CONVERGED:
+        pass
+    try:
+        Q, R = torch.linalg.qr(M.mT)
+        U, S, Vh = torch.linalg.svd(R.mT, full_matrices=False)
+    except _NOT_CONVERGED as error:
+        raise DecompositionError(
+            f"The SVD of a matrix of {len(M)} x {len(M.mT)} did not converge ({error}). What needs it was not done, and "
+            "nothing was changed; an export needs none without `max_rank=` and `tolerance=`."
+        ) from error
+    return U, S, Vh @ Q.mT
 
 
 def basis(Y: Float[Tensor, "n k"]) -> Float[Tensor, "n m"]:
@@ -173,19 +210,26 @@ def top_directions(Z: Float[Tensor, "n k"]) -> Float[Tensor, "n m"]:
     Returns:
         Orthonormal columns.
 
+    Raises:
+        DecompositionError: where the SVD does not converge.
+
     Example:
         >>> top_directions(torch.tensor([[0.0, 2.0], [3.0, 0.0]])).abs().round().tolist()
         [[0.0, 1.0], [1.0, 0.0]]
     """
     Q, R = torch.linalg.qr(Z)
-    return Q @ torch.linalg.svd(R, full_matrices=False).U
+    return Q @ svd(R)[0]
 
 
 def product_spectrum(A: Float[Tensor, "rank in_"], B: Float[Tensor, "out rank"]) -> Float[Tensor, " k"]:
     """Singular values of ``B A``, largest first, in float64."""
     R_B = torch.linalg.qr(B.double(), mode="r").R
     R_A = torch.linalg.qr(A.double().mT, mode="r").R
-    return torch.linalg.svdvals(R_B @ R_A.mT)
+    M = R_B @ R_A.mT
+    try:
+        return torch.linalg.svdvals(M)
+    except _NOT_CONVERGED:
+        return svd(M)[1]
 
 
 def effective_rank(S: Float[Tensor, " k"]) -> float:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from fwlora import distributed
 from fwlora.arguments import check_biases, check_first_rank, rule, whole
 from fwlora.course import Course
-from fwlora.errors import ArgumentError, KnotError, NonFiniteFactorsError, RefusedKnotWarning, warn
+from fwlora.errors import ArgumentError, FwloraError, FwloraWarning, KnotError, NonFiniteFactorsError, RefusedKnotWarning, warn
 from fwlora.folding import plan
 from fwlora.gap import GapReport
 from fwlora.inner import build_inner, check_connected, check_muon, groups_by_role
@@ -219,11 +218,11 @@ class ChainLoRAOptimizer(MeasuredChain):
             check_connected(self.parameters(), self._factors(), self._alignment.borrowed())
             self._is_connected = True
         self._course.observe(self._descent(), trains=not self._alignment.is_on)
-        with self._link_rates(), self._alignment.probing():
+        with self.rates_times(self.link_factor), self._alignment.probing():
             self.inner.step()
         self._course.count()
-        if self._course.is_due:
-            self._tie_scheduled()
+        self._is_asked = False
+        self._ask_schedule()
         return loss
 
     def tie_knot(self) -> KnotRecord:
@@ -236,6 +235,7 @@ class ChainLoRAOptimizer(MeasuredChain):
             NonFiniteFactorsError: where a factor holds inf or nan; nothing was changed.
         """
         self._check_measured()
+        self._ask_schedule()
         return self._tie(self.merge, self._at_knots)
 
     def _tie(self, merge: MergeRule, measure: Callable[[], GapReport] | None = None) -> KnotRecord:
@@ -275,6 +275,8 @@ class ChainLoRAOptimizer(MeasuredChain):
         """Go on with a knot that an exception cut off, on this rank and without asking the others; nothing to do otherwise."""
         self._tie_sites()
         self._tell(self._record_knot())
+        if distributed.world_size() == 1:  # one that had not begun begins on all ranks, in `step()`
+            self._ask_schedule()
 
     def _settle(self) -> None:
         """Complete a knot on all ranks, or raise on all: its record is written when every rank has tied every site."""
@@ -303,12 +305,13 @@ class ChainLoRAOptimizer(MeasuredChain):
         if self._knot is None:
             return None
         with sigint_waits():
-            shrinks, record = self._knot.link().shrinks, self._knot.record()
+            record = self._knot.record()
+            # All that can fail, the rules among it, comes first, and may be done again.
+            self._begin_link(len(self._chain))
+            self._keep_links(self._knot.link().shrinks)
             self._knot = None
             self._course.begin_link()
             self._ledger.append(record)
-            self._begin_link(len(self._chain))
-            self._keep_links(shrinks)
         return record
 
     def _draw_coming(self) -> dict[str, Tensor]:
@@ -325,20 +328,6 @@ class ChainLoRAOptimizer(MeasuredChain):
         rank = site.width if self.ranks is None else min(site.width, self.ranks.rank(index))
         return self.reset.draw(site.draw_shape(rank), generator_for(self.seed, index, site.name))
 
-    @contextmanager
-    def _link_rates(self) -> Iterator[None]:
-        """Every group's lr times the link's factor, for one inner step; the user's own numbers are put back."""
-        factor = self.link_factor
-        rates = [group["lr"] for group in self.param_groups]
-        try:
-            if factor != 1.0:
-                for group, rate in zip(self.param_groups, rates, strict=True):
-                    group["lr"] = rate * factor
-            yield
-        finally:
-            for group, rate in zip(self.param_groups, rates, strict=True):
-                group["lr"] = rate
-
     def _descent(self) -> float | None:
         """``-<grad_B, B>``: to first order, what the loss gains as the link grows; None unless the schedule reads it."""
         if "descent" not in self.knots.reads:
@@ -347,6 +336,19 @@ class ChainLoRAOptimizer(MeasuredChain):
         descent = float(sum(-torch.sum(gradient * B) for gradient, B in pairs))
         # The course takes the mean over the ranks: of shards that is to be the sum.
         return descent * distributed.world_size() if self.is_sharded else descent
+
+    def _ask_schedule(self) -> None:
+        """Ask once a step, and tie the knot if it is due; again, where anything was out of memory before the knot had begun."""
+        if self._is_asked:
+            return
+        self._is_asked, knots = True, len(self._chain)
+        try:
+            if self._course.is_due:
+                self._tie_scheduled()
+        except BaseException as error:
+            is_answer = isinstance(error, FwloraError | FwloraWarning)
+            self._is_asked = is_answer or self._knot is not None or len(self._chain) > knots
+            raise
 
     def _tie_scheduled(self) -> None:
         if self._course.link_step <= self.reset.probes and all(site.is_idle for site in self._sites.values()):
@@ -357,8 +359,8 @@ class ChainLoRAOptimizer(MeasuredChain):
                 return
             except NonFiniteFactorsError as error:
                 reason = str(error)
-        warn(f"A scheduled knot was refused and waits for the next due step: {reason}", RefusedKnotWarning)
         self._ledger.append(KnotRecord(len(self._chain), self._course.step, self._course.link_step, refused=reason))
+        warn(f"A scheduled knot was refused and waits for the next due step: {reason}", RefusedKnotWarning)
 
     def _is_state_filling(self) -> bool:
         """Whether this is torch's distributed checkpoint, which fills an empty state by a step with lr 0 and zero grads."""
@@ -373,6 +375,7 @@ class ChainLoRAOptimizer(MeasuredChain):
         self._reshard()
         self._check_loaded()
         self._settle()
+        self._ask_schedule()
         self._check_measured()
         self._course.check_link()
 

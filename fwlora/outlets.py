@@ -9,15 +9,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from fwlora import distributed
 from fwlora.errors import ArgumentError
 from fwlora.gap import GapReport
+from fwlora.interrupts import sigint_waits
 from fwlora.layers import attach
 from fwlora.layers.sites import Site
 from fwlora.layers.trained import original_name, whole_modules
 from fwlora.linalg import Factors
 from fwlora.persistence import PersistentChain
-from fwlora.record.chain import Chain
-from fwlora.record.export import ExportReport, ExportSite, export_adapter
+from fwlora.record.chain import Chain, Link
+from fwlora.record.export import ExportReport, ExportSite, check_bounds, cut, export_adapter
 from fwlora.record.ledger import KnotRecord
 from fwlora.rules import Add, MergeRule
 
@@ -89,17 +91,83 @@ class ExportingChain(PersistentChain):
             tolerance=tolerance,
         )
 
-    def merge_and_unload(self) -> nn.Module:
+    def compress(self, *, max_rank: int | None = None, tolerance: float | None = None) -> ExportReport:
+        """Replace the links that are kept beside quantised weights by their best approximation of a smaller rank.
+
+        A step costs there what the sum of the links' ranks makes it cost. The model moves by the error stated; so do
+        `delta`, exports and states from here on, while a rollback to an earlier knot still finds the links as they were.
+        The live link, its moments and all counters stay. Of several ranks every one must call it.
+
+        Args:
+            max_rank: cut every such site to this rank.
+            tolerance: cut every such site to the smallest rank with this relative Frobenius error. Give one of the two.
+
+        Returns:
+            Rank and error of each such site; print it.
+
+        Raises:
+            ArgumentError: for a bound that is none, for both or neither, or where there is nothing to compress.
+            DecompositionError: where an SVD does not converge; nothing was changed.
+        """
+        self._check_unfinished()
+        self._check_loaded()
+        if (max_rank is None) == (tolerance is None):
+            raise ArgumentError(
+                f"`compress(max_rank={max_rank}, tolerance={tolerance})` takes one bound: `max_rank=` states the rank and "
+                "reports the error, `tolerance=` the other way round."
+            )
+        check_bounds("compress", max_rank, tolerance)
+        self.complete_knot()
+        kept = [name for name, site in self._sites.items() if site.keeps_links]
+        if not kept:
+            raise ArgumentError(
+                "`compress(...)` is for links that are kept beside quantised weights; here they are merged, and cost no step "
+                "anything. `export_adapter(max_rank=...)` compresses what is exported."
+            )
+        totals = {name: total for name in kept if (total := self._chain.stacked(name)) is not None}
+        if not totals:
+            raise ArgumentError("`compress(...)` comes before the first knot: there is no link to compress yet.")
+        last, errors = self._chain[-1], {}
+        factors = dict(last.factors)
+        for name, total in totals.items():
+            A, B, errors[name] = cut(total, max_rank, tolerance)
+            A, B = _from_first(A, B)
+            factors[name] = Factors(A, B, 1.0)
+        # The earlier links stay, and count for nothing.
+        link = Link(factors, {**last.shrinks, **dict.fromkeys(totals, 0.0)})
+        with sigint_waits():
+            self._chain.replace_last(link)
+            self._keep_links(totals)
+        ranks = {name: factors[name].rank for name in totals}
+        return ExportReport(None, ranks, {name: total.rank for name, total in totals.items()}, errors)
+
+    def merge_and_unload(self, *, dequantize: bool = False) -> nn.Module:
         """Fold every link into the weights and give back the plain model; the optimizer is done.
 
         The live link is added as it is, under any merge rule: the plain model computes what the model computes now. For the
         iterate of Algorithm 2 tie a last knot before.
 
+        Args:
+            dequantize: of a model that bitsandbytes has quantised make an ordinary one. All of its 4-bit and 8-bit layers
+                become Linears that hold the weight that was computed with, plus the links, in the dtype of most of the
+                model's other parameters: that is what its activations are in, and an ordinary Linear casts nothing. Any
+                other model it leaves as it is.
+
         Returns:
             The base model without LoRA layers, the same object that was given.
+
+        Raises:
+            ArgumentError: for a quantised weight without `dequantize=True`; nothing was changed.
         """
         self._check_unfinished()
         self._check_loaded()
+        kept = [name for name, site in self._sites.items() if site.keeps_links]
+        if kept and not dequantize:
+            raise ArgumentError(
+                f"`merge_and_unload(dequantize=False)` cannot fold links into {kept[0]!r}: its weight is quantised, and to "
+                "quantise it anew would lose most of what was learned. `export_adapter(...)` writes an adapter for this base; "
+                "`merge_and_unload(dequantize=True)` gives a model that is quantised no more, in its full size."
+            )
         self.complete_knot()
         if not len(self._chain) or not all(site.is_idle for site in self._sites.values()):
             self._tie(Add())
@@ -110,7 +178,8 @@ class ExportingChain(PersistentChain):
             trained=[original_name(name) for name in trained],
             buffers=[original_name(name) for name in buffers],
         )
-        return attach.detach(self._attachment.model)
+        model = attach.detach(self._attachment.model)
+        return attach.dequantise(model) if dequantize else model
 
     def compact(self) -> None:
         """Shrink masked factors to the live link's rank for good, once training is over.
@@ -150,3 +219,10 @@ class ExportingChain(PersistentChain):
             total = Chain().stacked(site.name, one)
             assert total is not None
         return total
+
+
+def _from_first(*factors: Tensor) -> list[Tensor]:
+    """Rank 0's factors on every rank: algebra on another machine may differ in a last bit, and so in a rank."""
+    shapes = distributed.from_first_(torch.tensor([factor.shape for factor in factors])).tolist()
+    alike = [f if [*f.shape] == shape else f.new_empty(shape) for f, shape in zip(factors, shapes, strict=True)]
+    return [distributed.from_first_(factor) for factor in alike]

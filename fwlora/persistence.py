@@ -21,6 +21,7 @@ from fwlora.record.chain import Chain
 from fwlora.record.files import read_checked, write_checked
 from fwlora.record.fingerprint import Fingerprint
 from fwlora.record.ledger import Ledger
+from fwlora.record.seal import seal
 from fwlora.record.state import KEY, KNOT, STEP, State
 from fwlora.rules import ResetRule
 from fwlora.sharding import cut, gathered, gathered_deep, local, spread
@@ -103,7 +104,7 @@ class PersistentChain(ChainHolder):
         document = super().state_document() | {KEY: state.document()}
         # A distributed checkpoint is loaded with a state for every parameter, or not at all.
         document["state"] = document["state"] | self.blank_states(self._turns.resting_parameters())
-        return document
+        return seal(document, KEY)
 
     def load_document(self, document: dict[str, Any]) -> None:
         """Restore a state; weights that are still the original ones get the links replayed, merged ones are left alone.
@@ -120,7 +121,7 @@ class PersistentChain(ChainHolder):
         if KEY not in document:
             self._load_stripped(document)
             return
-        state = State.from_document(document[KEY])
+        state = State.from_document(document)
         if state.shard not in (None, self._shard):
             raise StateError(
                 f"The state holds the shards of rank {state.shard['rank']} of {state.shard['of']}, and this is "
@@ -129,10 +130,12 @@ class PersistentChain(ChainHolder):
             )
         live = {name: _values(site) for name, site in self._sites.items()}
         state.check(self.seed, live, {name: site.scaling for name, site in self._sites.items()}, self._trained())
+        self.check_moments(document)
         if state.step:
             # Before any step what is live was put into the model: accelerate loads the optimizer's own state into it when
             # Trainer has read an adapter, and the true state comes next. The first step looks again.
             self._turns.check_state(len(state.links), state.live)
+            self._check_resting(state, document["state"])
         self._alignment.check(state.alignment, self._turns.names(len(state.links)))
         chain = Chain.from_document(state.links, self._chain.directory)
         links = list(chain)
@@ -145,18 +148,14 @@ class PersistentChain(ChainHolder):
             state.merged if is_whole else self._of_all_rows(state.merged),
             self._of_all_rows,
             self.original,
-            residuals_known=state.residuals is not None,
+            None if state.residuals is None else self._own_residuals(state),
         )
         restore.report_closeness(exact, self._exact_replay)
         # Refuses groups that do not fit before it changes anything.
-        super().load_document(document | {"state": self._spread_moments(document["state"])})
+        super().load_document(document)
 
-        targets = {name: target for site in self._sites.values() for name, target in site.targets().items()}
         # Copies: the next knot changes residuals in place, and the document may be loaded again.
-        self._residuals = {
-            name: (cut(value, targets[name]) if is_whole else value).to("cpu", copy=True)
-            for name, value in (state.residuals or {}).items()
-        }
+        self._residuals = {name: value.to("cpu", copy=True) for name, value in self._own_residuals(state).items()}
         for name, start in wanted.items():
             site = self._sites[name]
             self._residuals |= restore.replay(site, links, start, into=site.own_targets())
@@ -171,6 +170,7 @@ class PersistentChain(ChainHolder):
                 local(value).copy_(cut(state.trained[name], value))
         self._chain, self._ledger = chain, ledger
         self._originals = restore.parted(state.originals) if is_whole and self.is_sharded else state.originals
+        self._note_precision()
         self._keep_links(self._sites)
         self._course.restore(state.step, state.link_step, len(chain), state.total_steps, state.history)
         self._take_turns(len(chain))
@@ -255,16 +255,18 @@ class PersistentChain(ChainHolder):
         if isinstance(to_knot, bool) or not isinstance(to_knot, int) or not 0 <= to_knot <= len(self._chain):
             raise ArgumentError(f"`rollback(to_knot={to_knot!r})`: this chain has knots 0 to {len(self._chain)}.")
         source = original if original is not None else self.original()
-        if source is None:
+        mine = self._trained()
+        merging = [site for site in self._sites.values() if not site.keeps_links]
+        if source is None and (merging or mine):
             raise ArgumentError(
                 "`rollback(original=None)` re-reads the weights that the model was loaded from, and it was loaded from nowhere "
                 "on this machine; give `original=` a state_dict, a safetensors file or a folder."
             )
+        source = {} if source is None else source  # nothing will be looked up
         originals = self._of_all_rows(self.fingerprint_originals())
-        for site in self._sites.values():
+        for site in merging:
             restore.read_original(source, site, originals)  # raises before anything changes; kept one site at a time only
         links = self._chain[:to_knot]  # read before anything changes: a file may be missing
-        mine = self._trained()
         trained = {name: restore.lookup(source, name) for name in mine}
         unknown = [name for name, value in trained.items() if value is None or value.shape != mine[name].shape]
         # The model's own source holds values of these modules too: those before training.
@@ -278,7 +280,7 @@ class PersistentChain(ChainHolder):
         ledger = self._ledger.before(to_knot)
         self._chain.truncate(to_knot)
         self._residuals = {}
-        for site in self._sites.values():
+        for site in merging:
             start = restore.read_original(source, site, originals)
             self._residuals |= restore.replay(site, links, start, into=site.own_targets())
         self._keep_links(self._sites)
@@ -295,23 +297,55 @@ class PersistentChain(ChainHolder):
         """Which of how many shards of the state are here; None for all of it."""
         return {"rank": distributed.rank(), "of": distributed.world_size()} if self.is_sharded else None
 
+    def _check_resting(self, state: State, moments: Mapping[int, Any]) -> None:
+        """A site that rests has no moments, and those of a state would be lost."""
+        names = self._turns.names(len(state.links))
+        numbers = {id(parameter): number for number, parameter in enumerate(self.parameters())}
+        for name, site in self._sites.items():
+            entries = (
+                [moments.get(numbers.get(id(parameter), -1)) for parameter in site.parameters()] if name not in names else []
+            )
+            tensors = [value for entry in entries if entry for value in entry.values() if isinstance(value, Tensor)]
+            if any(bool(local(value).any()) for value in tensors):
+                raise StateError(
+                    f"The state has moments of {name!r}, which rests after {len(state.links)} knot(s); give the same `blocks=` "
+                    "as when the state was made."
+                )
+
+    def _own_residuals(self, state: State) -> dict[str, Tensor]:
+        """The rounding errors of this rank's rows; those that are of no such rows are refused."""
+        targets = {name: target for site in self._sites.values() for name, target in site.targets().items()}
+        residuals = {}
+        for name, value in (state.residuals or {}).items():
+            own = targets.get(name)
+            residuals[name] = value if own is None or state.shard is not None else cut(value, own)
+            if own is None or residuals[name].shape != local(own).shape:
+                raise StateError(
+                    f"The state's rounding errors of {name!r} are of {tuple(value.shape)}, and this model has no such weight; "
+                    "give the model that the state was made with."
+                )
+        return residuals
+
     def _of_all_rows(self, marks: Mapping[str, Fingerprint]) -> dict[str, Fingerprint]:
         return restore.joined(marks) if self.is_sharded else dict(marks)
 
     def _gathered(self, document: dict[str, Any]) -> dict[str, Any]:
         """The state of one process from those of all ranks, tensor by tensor."""
-        state = State.from_document(document[KEY])
+        state = State.from_document(document)
         targets = {name: target for site in self._sites.values() for name, target in site.targets().items()}
         residuals = state.residuals and {name: gathered(value, targets[name]) for name, value in state.residuals.items()}
         originals, merged = self._of_all_rows(state.originals), self._of_all_rows(state.merged)
         whole = replace(state, originals=originals, merged=merged, residuals=residuals, shard=None)
-        return gathered_deep(document | {KEY: whole.document()})
+        return seal(gathered_deep(document | {KEY: whole.document()}), KEY)
 
-    def _spread_moments(self, moments: Mapping[int, Mapping[str, Any]]) -> dict[int, dict[str, Any]]:
-        """The inner optimizer's state with what is whole cut as the parameters are."""
-        likes = dict(enumerate(self.parameters()))
+    def _fitted(self, moments: Mapping[int, Mapping[str, Any]]) -> dict[int, dict[str, Any]]:
+        """What is whole cut as the parameters are; a distributed checkpoint's, which has names for numbers, comes cut."""
+        likes: dict[Any, Tensor] = dict(enumerate(self.parameters()))
         return {
-            number: {key: spread(value, likes[number]) if number in likes else value for key, value in entry.items()}
+            number: {
+                key: spread(value, likes[number]) if isinstance(value, Tensor) and number in likes else value
+                for key, value in entry.items()
+            }
             for number, entry in moments.items()
         }
 

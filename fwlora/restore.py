@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fwlora import distributed
@@ -80,8 +80,7 @@ def plan(
     merged: Mapping[str, Fingerprint],
     of_all_rows: Callable[[Mapping[str, Fingerprint]], Mapping[str, Fingerprint]],
     original: Callable[[], Original | None],
-    *,
-    residuals_known: bool,
+    residuals: Mapping[str, Tensor] | None,
 ) -> tuple[dict[str, Mapping[str, Tensor]], bool]:
     """Decide, without touching the model, which sites to replay and from which values.
 
@@ -92,8 +91,7 @@ def plan(
         merged: fingerprints that the weights must come to have.
         of_all_rows: makes fingerprints of all rows from those of this rank's, see `joined`.
         original: tells where the original weights are; asked for weights that are neither original nor merged.
-        residuals_known: whether the state holds the rounding errors of half-precision weights; without them merged
-            weights must be replayed too.
+        residuals: the state's rounding errors of half-precision weights; without them merged weights must be replayed too.
 
     Returns:
         For each site that needs a replay its original values, and whether every replay comes out bit for bit.
@@ -104,7 +102,7 @@ def plan(
     exact, wanted = True, {}
     for site in sites.values():
         now = of_all_rows(marks({site.name: site}))
-        incomplete = not residuals_known and len(links) > 0 and site.weight.dtype in ROUNDED
+        incomplete = residuals is None and len(links) > 0 and site.weight.dtype in ROUNDED
         if _agree(now, merged) and not incomplete:
             continue
         if site.keeps_links:
@@ -133,13 +131,13 @@ def plan(
                 )
             start = read_original(source, site, originals)
         scratch = {name: torch.empty_like(values) for name, values in own.items()}
-        replay(site, links, start, into=scratch)
+        errors = replay(site, links, start, into=scratch)
         firsts = {name: first_entry(target) for name, target in site.targets().items()}
         replayed = of_all_rows({name: fingerprint(values, firsts[name]) for name, values in scratch.items()})
         for name, mark in replayed.items():
-            if mark.exact == merged[name].exact:
+            if mark.exact == merged[name].exact and (residuals is None or _are_errors(errors, residuals, name)):
                 continue
-            if not mark.close(merged[name], _tolerance(own[name])):
+            if mark.exact == merged[name].exact or not mark.close(merged[name], _tolerance(own[name])):
                 raise StateError(
                     f"Replaying {len(links)} link(s) at {site.name!r} does not give the weights that the state was saved "
                     "with; the state or its links are damaged."
@@ -239,6 +237,11 @@ def report_closeness(exact: bool, exact_replay: bool) -> None:
     warn(f"{message}; training goes on from them.", CloseReplayWarning)
 
 
+def _are_errors(replayed: Mapping[str, Tensor], saved: Mapping[str, Tensor], name: str) -> bool:
+    """Whether a weight's rounding errors came out as they were saved, or neither has any."""
+    return (name in replayed) == (name in saved) and (name not in saved or torch.equal(replayed[name], saved[name].cpu()))
+
+
 def _agree(now: Mapping[str, Fingerprint], then: Mapping[str, Fingerprint]) -> bool:
     return all(mark.exact == then[name].exact for name, mark in now.items())
 
@@ -249,8 +252,11 @@ def _tolerance(target: Tensor) -> float:
 
 
 def _keys_of(file: Path) -> list[str]:
-    with safe_open(file, framework="pt") as handle:
-        return list(handle.keys())
+    try:
+        with safe_open(file, framework="pt") as handle:
+            return list(handle.keys())
+    except SafetensorError as error:
+        raise StateError(f"`original=` leads to {str(file)!r}, which is no safetensors file or a damaged one.") from error
 
 
 def _key(keys: list[str], name: str, by_ending: bool) -> str | None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fwlora import ChainLoRAOptimizer, Every, Flat
-from tests.tables import CASES, Case, loss_of
+from tests.tables import CASES, QUANTISED, Case, loss_of
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +62,7 @@ def chained() -> Callable[..., tuple[nn.Module, ChainLoRAOptimizer, dict[str, Te
     def build(
         kind: str = "linear", steps: int = 0, dtype: torch.dtype = torch.float32, **options: Any
     ) -> tuple[nn.Module, ChainLoRAOptimizer, dict[str, Tensor]]:
-        case = CASES[kind]
+        case = (CASES | QUANTISED)[kind]
         model = case.model(dtype)
         optimizer = make_chain(case, model, **options)
         batch = case.batch()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -47,6 +48,7 @@ from fwlora import (
     StepDown,
     SupportBall,
 )
+from tests.quantising import KINDS, quantised
 
 # Relative error that one merge may put on a forward pass: a few last places of the weights' storage.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1.2e-2}
@@ -90,7 +92,7 @@ class Case:
 
 def output(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """The model's main output, in the model's precision."""
-    dtype = next(model.parameters()).dtype
+    dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
     out = model(**{k: v.to(dtype) if v.is_floating_point() else v for k, v in batch.items()})
     return out if isinstance(out, Tensor) else out[0]
 
@@ -110,6 +112,20 @@ class _Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)
+
+
+class _TrainingNet(_Net):
+    """One that never evaluates: there an int8 layer rounds what comes in too, and forward passes do not compare."""
+
+    def train(self, mode: bool = True) -> nn.Module:
+        return super().train()
+
+
+def _quantised_net(kind: str) -> nn.Module:
+    return _TrainingNet(
+        quantised(nn.Linear(16, 24), kind), nn.Tanh(), quantised(nn.Linear(24, 8, bias=False), kind), nn.Tanh(),
+        quantised(nn.Linear(8, 8), kind)
+    )  # fmt: skip
 
 
 def _draw(*shape: int) -> Callable[[], dict[str, Tensor]]:
@@ -174,3 +190,6 @@ CASES = {
         ["q_proj", "v_proj", "fc1"],
     ),
 }  # fmt: skip
+
+# Served otherwise than what is merged into: by tests of their own.
+QUANTISED = {kind: Case(partial(_quantised_net, kind), _draw(5, 16)) for kind in KINDS}

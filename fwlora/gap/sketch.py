@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fwlora import distributed
+from fwlora import distributed, linalg
 from fwlora.confidence import frobenius_factor, range_finder_factor
 from fwlora.errors import ArgumentError
 from fwlora.layers.probes import Probes
@@ -143,7 +143,7 @@ def _advance(sketch: Sketch, mean: Tensor, *, is_right: bool) -> None:
     sketch.product = sketch.product / (largest or 1.0)
     sketch.starts.append(sketch.size)
     # G_1 P P^T = Q R P^T, and P P^T G_1 = P R^T Q^T: the SVD of R turns both bases.
-    a, sketch.S, bt = torch.linalg.svd(R)
+    a, sketch.S, bt = linalg.svd(R)
     sketch.U, sketch.V = (Q @ a, P @ bt.mT) if is_right else (P @ bt.mT, Q @ a)
     sketch.at = Q
 

@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 from fwlora.optimizer import ChainLoRAOptimizer
-from fwlora.record.export import ExportReport
 
+logger = logging.getLogger(__name__)
 CONFIG = "adapter_config.json"
 LEDGER = "ledger.jsonl"
 
 
-def publish(chain: ChainLoRAOptimizer, folder: Path) -> ExportReport:
+def publish(chain: ChainLoRAOptimizer, folder: Path, *, is_main: bool) -> None:
     """Write adapter and ledger beside `folder`, then give them its name.
 
     In a folder that exists other files stay, and ours are replaced one by one: without a configuration meanwhile, so that
-    what is half old and half new does not load.
+    what is half old and half new does not load. Every rank calls, for of a sharded model each holds a part.
 
     Args:
         chain: what to export.
         folder: where to.
-
-    Returns:
-        What was exported.
+        is_main: whether this process writes.
     """
     folder = folder.resolve()
+    if not is_main:
+        if chain.is_sharded:
+            chain.export_adapter(folder)
+        return
     exists = folder.is_dir()
     scratch = folder / ".writing" if exists else folder.with_name(f".{folder.name}.writing")
     shutil.rmtree(scratch, ignore_errors=True)
@@ -41,7 +44,7 @@ def publish(chain: ChainLoRAOptimizer, folder: Path) -> ExportReport:
     else:
         os.rename(written, folder)
     shutil.rmtree(scratch)
-    return replace(report, directory=folder)
+    logger.info("%s", replace(report, directory=folder))
 
 
 def discard(folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import warnings
@@ -14,10 +13,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from fwlora.errors import ArgumentError, SaveModelWarning
 from fwlora.integrations.publish import discard, publish, sweep
+from fwlora.integrations.telling import bind, lines
 from fwlora.optimizer import ChainLoRAOptimizer, unwrap
+from fwlora.persistence import FILE as STATE
 from fwlora.rules import Never
 
-logger = logging.getLogger(__name__)
 FOLDER = "chain_adapter"
 SAVES = "chain_adapters"
 STEP = "step-"
@@ -27,7 +27,9 @@ class ChainCallback(TrainerCallback):
     """Tells the chain the run's length, logs its knots and writes the whole chain as one adapter, at each save and at the end.
 
     Trainer's own checkpoints hold the chain, for it is in the optimizer's state; `resume_from_checkpoint` and
-    `load_best_model_at_end` need nothing else. The link factor goes into `state.log_history`, and a line for each knot.
+    `load_best_model_at_end` need nothing else. Where FSDP2 shards the model they have no room for links: the callback puts the
+    chain's own file into each, and reads it there on resume (in ``output_dir``, or in `args.resume_from_checkpoint`). The link
+    factor goes into `state.log_history`, and a line for each knot.
 
     Adapters lie beside the checkpoints, each there whole or not at all, and each loads with `PeftModel.from_pretrained` on the
     original base::
@@ -73,10 +75,9 @@ class ChainCallback(TrainerCallback):
                 "`load_best_model_at_end=True` on a PeftModel: its checkpoints hold no base weights, and knots change those of "
                 "the model. Give `ChainLoRAOptimizer(original=...)` the original weights, so that the chain can go back."
             )
-        # A resumed run may lack steps that a gradient scaler skipped; a length that the schedule brings stands then.
-        if state.global_step == 0 or getattr(chain.knots, "total_steps", None) is None:
-            # In a chain's second training its own count goes on.
-            chain.total_steps = chain.progress.step + state.max_steps - state.global_step
+        if chain.is_sharded and state.global_step:
+            _fetch(chain, args, state.global_step)
+        bind(chain, state.global_step, state.max_steps)
         self._seen = len(chain.ledger)
         if state.is_world_process_zero:
             sweep(_saves(args), f"{STEP}*")
@@ -84,16 +85,7 @@ class ChainCallback(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Log the knots that were tied."""
         chain = unwrap(kwargs["optimizer"])
-        for record in chain.ledger[self._seen :]:
-            if record.refused is not None:
-                logger.warning("knot refused at step %d: %s", record.step, record.refused)
-                continue
-            norm = sum(value**2 for value in record.link_norms.values()) ** 0.5
-            logger.info("knot %d at step %d, link norm %.3g", record.knot + 1, record.step, norm)
-            line = {"step": state.global_step, "chain_knot": record.knot + 1, "chain_link_norm": norm}
-            if record.gap is not None:
-                line |= dict(zip(("chain_gap_lower", "chain_gap", "chain_gap_upper"), record.gap["total"]["gap"], strict=True))
-            state.log_history.append(line)
+        state.log_history += [{"step": state.global_step} | line for line in lines(chain.ledger[self._seen :])]
         self._seen = len(chain.ledger)
 
     def on_log(
@@ -115,13 +107,17 @@ class ChainCallback(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Export the chain as it was saved, and drop the exports whose checkpoints are gone."""
-        if not self.at_saves or not state.is_world_process_zero:
+        chain = unwrap(kwargs["optimizer"])
+        if chain.is_sharded:
+            chain.save(_checkpoint(args, state.global_step))
+        if not self.at_saves:
             return
         folder = _saves(args) / f"{STEP}{state.global_step}"
-        if folder.exists():  # of the run that this one resumes
+        if state.is_world_process_zero and folder.exists():  # of the run that this one resumes
             discard(folder)
-        logger.info("%s", publish(unwrap(kwargs["optimizer"]), folder))
-        _rotate(args)
+        publish(chain, folder, is_main=state.is_world_process_zero)
+        if state.is_world_process_zero:
+            _rotate(args)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Follow Trainer to the best checkpoint, export the chain, and say what `save_model()` would not write."""
@@ -129,10 +125,9 @@ class ChainCallback(TrainerCallback):
         if args.load_best_model_at_end and state.best_model_checkpoint:
             _follow(chain, Path(state.best_model_checkpoint))
         folder = self.folder or Path(args.output_dir or ".") / FOLDER
-        if state.is_world_process_zero:
-            logger.info("%s", publish(chain, folder))
-            if self.at_saves:
-                _rotate(args)  # under save_total_limit=1 Trainer has removed all but the best checkpoint
+        publish(chain, folder, is_main=state.is_world_process_zero)
+        if state.is_world_process_zero and self.at_saves:
+            _rotate(args)  # under save_total_limit=1 Trainer has removed all but the best checkpoint
         what = (
             "only the live link, which is wrong on the original base"
             if _saves_adapter_only(kwargs["model"])
@@ -146,8 +141,19 @@ class ChainCallback(TrainerCallback):
         )
 
 
+def _fetch(chain: ChainLoRAOptimizer, args: TrainingArguments, step: int) -> None:
+    """Under FSDP2 Trainer has saved what torch's distributed checkpoint keeps, which has no links; they lie beside it."""
+    places = [args.resume_from_checkpoint, _checkpoint(args, step)]
+    found = [Path(place) for place in places if place is not None and (Path(place) / STATE).is_file()]
+    if found:  # else the first step says what is missing
+        chain.load(found[0])
+
+
 def _follow(chain: ChainLoRAOptimizer, checkpoint: Path) -> None:
     """Trainer has loaded the best model's weights; bring the chain to the same point, replaying where they are the base's."""
+    if chain.is_sharded:
+        chain.load(checkpoint)
+        return
     file = checkpoint / "optimizer.pt"
     if not file.is_file():
         raise ArgumentError(
@@ -161,12 +167,16 @@ def _saves(args: TrainingArguments) -> Path:
     return Path(args.output_dir or ".") / SAVES
 
 
+def _checkpoint(args: TrainingArguments, step: int) -> Path:
+    return Path(args.output_dir or ".") / f"checkpoint-{step}"
+
+
 def _rotate(args: TrainingArguments) -> None:
     """Trainer has removed the checkpoints beyond `save_total_limit`; remove their exports."""
     if args.save_total_limit is None or args.save_total_limit <= 0:
         return
     for export in _saves(args).glob(f"{STEP}[0-9]*"):
-        if not (_saves(args).parent / f"checkpoint-{export.name.removeprefix(STEP)}").is_dir():
+        if not _checkpoint(args, int(export.name.removeprefix(STEP))).is_dir():
             discard(export)
 
 

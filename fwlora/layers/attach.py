@@ -23,12 +23,13 @@ from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from fwlora.errors import ArgumentError, OwnershipError, SkippedLayersWarning, UnsupportedModelError, warn
-from fwlora.layers import refusals
+from fwlora.layers import quantised, refusals
 from fwlora.layers.close_names import suggestion
 from fwlora.layers.fused import FusedLinear, unfuse
 from fwlora.layers.sites import Site
+from fwlora.layers.stack import StackedSite, stack_of
 from fwlora.layers.trained import collect
-from fwlora.sharding import is_sharded
+from fwlora.sharding import is_sharded, unwrapped_class
 
 # LoraLayer is a mixin that PEFT does not type as the nn.Module that every layer is: hence most `type: ignore`s below.
 ADAPTER = "default"
@@ -193,7 +194,7 @@ def _inject(base: nn.Module, config: LoraConfig, train_modules: Sequence[str]) -
     # PEFT writes its choices into the config, and draws from the global stream: the user's config and numbers stay his.
     config = copy.deepcopy(config)
     try:
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), quantised.marked(base):
             # Each layer's orientation PEFT finds out by itself; of the others `refusals` makes errors.
             for message in ("fan_in_fan_out is set to", "`lora_bias=True` was passed", "LoRA adapter added to ConvNd"):
                 warnings.filterwarnings("ignore", message=message)
@@ -269,11 +270,13 @@ def _attachment(
     for name, layer in layers.items():
         refusals.refuse_layer(name, layer, adapter, base.get_submodule(name.rpartition(".")[0]))
         refusals.refuse_tied(name, layer.get_base_layer().weight, shared, clean)  # type: ignore[arg-type]
-        sites[name] = Site(name, layer, adapter)
+        kind = StackedSite if unwrapped_class(layer) in quantised.adapter_kinds() else Site
+        sites[name] = kind(name, layer, adapter)
     factors = [parameter for site in sites.values() for parameter in site.parameters()]
     refusals.refuse_frozen(adapter, factors)
     trained, buffers = collect(base, adapter, sites, train_modules, shared)
     refusals.refuse_strays(base, [*factors, *trained.values()])
+    quantised.keep_trainable(base)
     return Attachment(base, base, sites, config, [*trained], buffers, adopted)
 
 
@@ -305,6 +308,31 @@ def detach(model: nn.Module) -> nn.Module:
     for attribute in ("peft_config", "_hf_peft_config_loaded"):
         if attribute in vars(model):
             delattr(model, attribute)
+    return model
+
+
+def dequantise(model: nn.Module) -> nn.Module:
+    """Make every layer of bitsandbytes' an ordinary Linear, with the links that stand beside it folded in, one at a time.
+
+    Args:
+        model: without LoRA layers.
+
+    Returns:
+        The same model, with nothing that calls it quantised; one that has no such layer is left as it is.
+    """
+    places: dict[nn.Module, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, quantised.kinds()):
+            places.setdefault(module, []).append(name)
+    if not places:
+        return model
+    dtype = quantised.plain_dtype(model)
+    for module, names in places.items():
+        stack = stack_of(module)
+        layer = quantised.plain(module, None if stack is None else stack.sides, dtype)
+        for name in names:
+            _replace(model, name, layer)
+    quantised.unmark(model)
     return model
 
 

@@ -12,8 +12,10 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from fwlora.errors import ArgumentError, UnsupportedModelError
+from fwlora.layers import quantised
 from fwlora.layers.fused import FusedLinear
 from fwlora.layers.rounding import EXACT, ROUNDED
+from fwlora.layers.stack import stack_of
 from fwlora.sharding import is_sharded, local, unserved, unwrapped_class
 
 SERVED = (lora.Linear, FusedLinear, lora.Embedding, lora.Conv1d, lora.Conv2d, lora.Conv3d)
@@ -78,25 +80,12 @@ def unmergeable(layer: nn.Module, parent: nn.Module) -> str | None:
 
 
 def refuse_layer(name: str, layer: LoraLayer, adapter: str, parent: nn.Module) -> None:
-    """A layer of a kind, a precision or a state that a chain cannot merge into."""
+    """A layer of a kind, a precision or a state that a chain cannot merge into, or keep its links beside."""
     base = layer.get_base_layer()
-    weight = getattr(base, "weight", None)
-    is_plain = type(weight) is nn.Parameter or (isinstance(weight, nn.Parameter) and is_sharded(weight))
-    if unwrapped_class(layer) not in SERVED or not is_plain:
-        raise UnsupportedModelError(
-            f"`target_modules` reaches {name!r}, a {type(base).__name__} under {type(layer).__name__}; links can be merged "
-            "into plain Linear, Conv1d/2d/3d, Embedding and GPT-2 Conv1D weights. Quantised (4/8 bit, GPTQ, AWQ) bases are "
-            "not served: load the base in bf16, or leave the layer out."
-        )
-    assert isinstance(weight, nn.Parameter)
-    refuse_placement(name, weight)
-    if weight.is_meta:
-        raise UnsupportedModelError(f"{name!r} is on the meta device and holds no values; load the base model's weights first.")
-    if weight.dtype not in EXACT + ROUNDED:
-        raise UnsupportedModelError(
-            f"{name!r} stores its weight as {weight.dtype}; merging knows {', '.join(str(d) for d in EXACT + ROUNDED)}. "
-            "Convert the base, or leave the layer out of `target_modules`."
-        )
+    if unwrapped_class(layer) in quantised.adapter_kinds():
+        _refuse_quantised(name, layer, adapter)
+    else:
+        _refuse_unmergeable(name, layer)
     reason = unmergeable(base, parent)
     if reason:
         raise UnsupportedModelError(
@@ -109,6 +98,49 @@ def refuse_layer(name: str, layer: LoraLayer, adapter: str, parent: nn.Module) -
         raise UnsupportedModelError(
             f"`lora_bias=True` merges the factor's bias into the layer's own, and {name!r} has none. Leave the layer out of "
             "`target_modules`, or use `lora_bias=False`."
+        )
+
+
+def _refuse_unmergeable(name: str, layer: LoraLayer) -> None:
+    base = layer.get_base_layer()
+    weight = getattr(base, "weight", None)
+    if isinstance(base, quantised.kinds()):
+        raise UnsupportedModelError(
+            f"{name!r} is a {type(base).__name__} under PEFT's layer for a plain Linear, whose factors cannot be kept beside a "
+            "packed weight: the model did not say that it is quantised. Set `model.is_loaded_in_4bit = True` (or 8bit) before "
+            "`get_peft_model`, or give the model without adapters."
+        )
+    is_plain = type(weight) is nn.Parameter or (isinstance(weight, nn.Parameter) and is_sharded(weight))
+    if unwrapped_class(layer) not in SERVED or not is_plain:
+        raise UnsupportedModelError(
+            f"`target_modules` reaches {name!r}, a {type(base).__name__} under {type(layer).__name__}; links can be merged "
+            "into plain Linear, Conv1d/2d/3d, Embedding and GPT-2 Conv1D weights, and kept beside 4-bit and 8-bit Linears of "
+            "bitsandbytes. Other quantised bases (GPTQ, AWQ, HQQ) are not served: load it in bf16, or leave the layer out."
+        )
+    assert isinstance(weight, nn.Parameter)
+    refuse_placement(name, weight)
+    if weight.is_meta:
+        raise UnsupportedModelError(f"{name!r} is on the meta device and holds no values; load the base model's weights first.")
+    if weight.dtype not in EXACT + ROUNDED:
+        raise UnsupportedModelError(
+            f"{name!r} stores its weight as {weight.dtype}; merging knows {', '.join(str(d) for d in EXACT + ROUNDED)}. "
+            "Convert the base, or leave the layer out of `target_modules`."
+        )
+
+
+def _refuse_quantised(name: str, layer: LoraLayer, adapter: str) -> None:
+    base = layer.get_base_layer()
+    if reason := quantised.unserved_base(base):
+        raise UnsupportedModelError(f"{name!r}, a {type(base).__name__}, is {reason}.")
+    if layer.lora_bias.get(adapter, False):
+        raise UnsupportedModelError(
+            f"`lora_bias=True` merges the factor's bias into the layer's own, and {name!r} is quantised, where links are kept "
+            "and not merged. Use `lora_bias=False`."
+        )
+    if stack_of(base) is not None:
+        raise UnsupportedModelError(
+            f"{name!r} holds the links of an earlier chain beside its quantised weight, which a new chain would not know. Go "
+            "on with that optimizer; or load the base afresh, with the adapter that its `export_adapter()` wrote."
         )
 
 

@@ -68,6 +68,44 @@ def split(E: Float[Tensor, "*shape"], dtype: torch.dtype) -> tuple[Float[Tensor,
     return W, units.to(torch.int8)
 
 
+def lost(dtype: torch.dtype, relative: float, gain: float | None) -> str | None:
+    r"""Why a merge loses over 1 % of an update for good, told from its record; None where it does not.
+
+    A weight and its residual hold multiples of a unit: 1/256 of the last place, or the last place itself where W is exact. To
+    an entry that moves by less than half a unit nothing happens, at this merge and at every later one, so it does not matter
+    whether updates add up. This was kept of 30 merges into normal weights, in random directions or in one; it is 99 % or more
+    at 0.8 units for uniform and heavy-tailed weights too, and for exact ones of unit eps:
+
+        |dW| / |W| in eps / 256   1       0.8       0.65    0.33      0.16    0.1       0.03      0.003
+        that is, in bf16          3e-5    2.4e-5    2e-5    1e-5      5e-6    3e-6      9e-7      9e-8
+        that is, in fp16          4e-6    3e-6      2e-6    1.3e-6    6e-7    4e-7      1.1e-7    1.1e-8
+        kept                      99.8 %  99.4 %    98.8 %  89 %      63 %    44 %      14 %      1.5 %
+
+    Where an update is two last places large, a merge realises 99 % of it at once (measured at 99.6 % and more); less than that
+    tells of fp16 weights that have come to 65504, where they stay. A gain below 1 of a smaller update tells nothing: what was
+    not realised yet is in the residual.
+
+    Args:
+        dtype: of the weight.
+        relative: ``|dW| / |W|``.
+        gain: ``<realised, asked> / |asked|^2``; None for a weight that is stored exactly.
+
+    Returns:
+        The reason, as the end of a sentence.
+
+    Example:
+        >>> lost(torch.bfloat16, 1e-3, 0.54), lost(torch.bfloat16, 1e-6, 1.0) is None
+        (None, False)
+    """
+    eps = torch.finfo(dtype).eps
+    unit = eps / 256 if dtype in ROUNDED else eps
+    if 0 < relative < 0.8 * unit:
+        return f"it is {relative:.1e} of the weight, and what {dtype} holds, rounding errors included, ends at {0.8 * unit:.1e}"
+    if gain is not None and relative >= 2 * eps and gain < 0.99:
+        return f"weights have come to the largest number of {dtype}, and {gain:.0%} of the update went in"
+    return None
+
+
 class RowMerge:
     """One weight's merge; where an exception cuts it off between chunks, `run()` again goes on at the same chunk.
 
@@ -98,7 +136,7 @@ class RowMerge:
         chunks = _chunks(whole, self.left, self.right, None if residual is None else residual.view(shape), entries)
         self._chunks = chunks if weight.numel() else []  # a rank may hold no row
         self._scratch = None if residual is None else _Scratch(weight, residual, min(weight.numel(), entries))
-        self._next = 0
+        self._next, self._is_half_done = 0, False
         # Left on the device, to be read when all is done: it is not to be waited for at each chunk.
         self.sums = torch.zeros(2, len(self._chunks), dtype=dtype, device=weight.device)
         self._realised, self._merged = (sums.unbind() for sums in self.sums.unbind())
@@ -107,15 +145,18 @@ class RowMerge:
     def run(self) -> None:
         """Merge the chunks that remain."""
         while self._next < len(self._chunks):
-            chunk = self._next
-            W, left, right, residual = self._chunks[chunk]
+            W, left, right, residual = self._chunks[self._next]
             if residual is None:
-                self._add(W, left)
-                self._next += 1  # at once: whatever fails from here on, it is not added again
-                torch.linalg.vector_norm(W, out=self._merged[chunk])
+                if not self._is_half_done:
+                    self._add(W, left)
+                    self._is_half_done = True  # whatever fails from here on, it is not added again
+                torch.linalg.vector_norm(W, out=self._merged[self._next])
             else:
-                self._add_with_feedback(W, left, right, residual)
-                self._next += 1
+                if not self._is_half_done:
+                    self._add_with_feedback(W, left, right, residual)
+                    self._is_half_done = True  # the sum is in the scratch, and is not taken again
+                self._store(W, residual)
+            self._next, self._is_half_done = self._next + 1, False
 
     def _add(self, W: Tensor, left: Tensor) -> None:
         if W.ndim == 2:
@@ -127,7 +168,7 @@ class RowMerge:
         assert self._scratch is not None
         mask, unit = self._scratch.mask, self._scratch.unit
         floats, bits, rows, product, rounded, units = self._scratch.shaped(W.shape)
-        (asked, before, E, after), (before_bits, E_bits, after_bits) = floats, bits
+        (asked, before, E, after), (before_bits, _, after_bits) = floats, bits
         product.addmm_(left, right, beta=0, alpha=self.scale)
         # E = restore(W, residual) + asked, and `after` holds the powers of two meanwhile.
         before.copy_(W)
@@ -145,7 +186,11 @@ class RowMerge:
         _power(after_bits, W.dtype, mask, out=after_bits)
         torch.addcdiv(self._scratch.rounder, E, after, out=E)
         E.clamp_((_ROUNDER - 128) * unit, (_ROUNDER + 127) * unit)
-        # Nothing below allocates: the chunk is merged whole or not at all.
+
+    def _store(self, W: Tensor, residual: Tensor) -> None:
+        assert self._scratch is not None
+        _, (_, E_bits, _), _, _, rounded, units = self._scratch.shaped(W.shape)
+        # Nothing here allocates, and what was cut off may be done again.
         W.copy_(rounded)
         residual.copy_(E_bits if units is None else units.copy_(E_bits))
 

@@ -9,6 +9,7 @@ coefficient of a link is the product of the shrinks of all later ones.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -25,6 +26,8 @@ from torch import Tensor
 from fwlora import linalg
 from fwlora.errors import ArgumentError, ChainFileError
 from fwlora.linalg import Factors
+from fwlora.record.files import clear_unfinished, write_atomically
+from fwlora.record.seal import digest
 
 
 @dataclass(frozen=True, eq=False)  # tensors do not compare to a bool
@@ -41,6 +44,15 @@ class Link:
 
     def document(self) -> dict[str, Any]:
         """Tensors and plain containers for the state."""
+        return {**self._content, "sha256": self.digest}
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """The checksum of what it holds; a link never changes."""
+        return digest(self._content)
+
+    @property
+    def _content(self) -> dict[str, Any]:
         return {"sites": {name: factors._asdict() for name, factors in self.factors.items()}, "shrinks": dict(self.shrinks)}
 
     @classmethod
@@ -101,6 +113,7 @@ class Chain(Sequence[Link]):
     def __init__(self, directory: str | os.PathLike[str] | None = None) -> None:
         self.directory = None if directory is None else Path(directory)
         self._links: list[Link | StoredLink] = []
+        self._is_cleared = False
 
     def append(self, link: Link) -> None:
         """Add the newest link, on disk before it counts."""
@@ -111,8 +124,20 @@ class Chain(Sequence[Link]):
         digest = hashlib.sha256(data).hexdigest()
         # Named by content: another run, or this one after a rollback, never overwrites what a saved state refers to.
         file = f"link-{len(self):05d}-{digest[:12]}.safetensors"
+        if not self._is_cleared:  # once, for a folder of many links takes long to list
+            clear_unfinished(self.directory)
+            self._is_cleared = True
         write_atomically(self.directory / file, data)
         self._links.append(StoredLink(file, digest))
+
+    def replace_last(self, link: Link) -> None:
+        """Put a link in the newest one's place, whose file stays on disk, for a saved state may refer to it."""
+        last = self._links.pop()
+        try:
+            self.append(link)
+        except BaseException:
+            self._links.append(last)
+            raise
 
     def truncate(self, links: int) -> None:
         """Keep the first `links` links; the files of the others stay on disk, for a saved state may refer to them."""
@@ -296,17 +321,6 @@ def combine(before: Factors | None, shrink: float, link: Factors) -> Factors:
     total = stack(links, site)
     assert total is not None
     return total
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file that is there whole or not at all: a temporary name, then a rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:

@@ -20,10 +20,10 @@ from peft import LoraConfig
 from safetensors.torch import save
 from torch import Tensor
 
-from fwlora import linalg
+from fwlora import distributed, linalg
 from fwlora.errors import ArgumentError
 from fwlora.linalg import Factors
-from fwlora.record.chain import write_atomically
+from fwlora.record.files import write_atomically
 
 PREFIX = "base_model.model."
 
@@ -38,16 +38,16 @@ class ExportSite(NamedTuple):
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written; `str()` is a table.
+    """What was written or kept; `str()` is a table.
 
     Attributes:
-        directory: where.
+        directory: where; None for a chain that was compressed in place.
         ranks: exported rank at each site.
         chain_ranks: sum of the links' ranks at each site.
         errors: relative Frobenius error of the exported update at each site; 0 where nothing was cut.
     """
 
-    directory: Path
+    directory: Path | None
     ranks: dict[str, int]
     chain_ranks: dict[str, int]
     errors: dict[str, float]
@@ -59,7 +59,8 @@ class ExportReport:
             for name, rank in self.ranks.items()
         ]
         head = f"{'site':<{width}}  rank  chain rank  rel error"
-        return "\n".join([f"adapter written to {self.directory}", head, *rows])
+        done = "chain compressed" if self.directory is None else f"adapter written to {self.directory}"
+        return "\n".join([done, head, *rows])
 
 
 def export_adapter(
@@ -73,7 +74,7 @@ def export_adapter(
     max_rank: int | None,
     tolerance: float | None,
 ) -> ExportReport:
-    """Write adapter_config.json, adapter_model.safetensors and a model card, each there whole or not at all.
+    """Write adapter_config.json, adapter_model.safetensors and a model card, each there whole or not at all; rank 0 writes.
 
     Args:
         directory: made where missing.
@@ -91,11 +92,11 @@ def export_adapter(
     Raises:
         ArgumentError: for a bound that is none.
     """
-    _check_bounds(max_rank, tolerance)
+    check_bounds("export_adapter", max_rank, tolerance)
     tensors: dict[str, Tensor] = {}
     ranks, errors = {}, {}
     for name, site in sites.items():
-        A, B, errors[name] = _cut(site.factors, max_rank, tolerance)
+        A, B, errors[name] = cut(site.factors, max_rank, tolerance)
         ranks[name] = B.shape[1]
         letters = ("lora_embedding_A", "lora_embedding_B") if site.is_embedding else ("lora_A.weight", "lora_B.weight")
         for letter, factor in zip(letters, (A, B), strict=True):
@@ -106,10 +107,12 @@ def export_adapter(
         tensors |= {f"{PREFIX}{name}.{leaf}": value.detach().cpu().contiguous() for leaf, value in values.items()}
 
     config = _config(sites, ranks, sorted(modules), module_names, base_model, task_type)
-    report = ExportReport(Path(directory), ranks, {name: site.factors.rank for name, site in sites.items()}, errors)
-    write_atomically(report.directory / "adapter_model.safetensors", save(tensors, {"format": "pt"}))
-    write_atomically(report.directory / "README.md", _card(report, base_model).encode())
-    write_atomically(report.directory / "adapter_config.json", _document(config).encode())
+    directory = Path(directory)
+    report = ExportReport(directory, ranks, {name: site.factors.rank for name, site in sites.items()}, errors)
+    if distributed.is_main():
+        write_atomically(directory / "adapter_model.safetensors", save(tensors, {"format": "pt"}))
+        write_atomically(directory / "README.md", _card(report, directory.name, base_model).encode())
+        write_atomically(directory / "adapter_config.json", _document(config).encode())
     return report
 
 
@@ -124,7 +127,23 @@ def _document(config: LoraConfig) -> str:
     return json.dumps(document, indent=2, sort_keys=True)
 
 
-def _cut(factors: Factors, max_rank: int | None, tolerance: float | None) -> tuple[Tensor, Tensor, float]:
+def cut(factors: Factors, max_rank: int | None, tolerance: float | None) -> tuple[Tensor, Tensor, float]:
+    """The best approximation of an update within the bounds, in float32.
+
+    Args:
+        factors: the update.
+        max_rank: largest rank, or None.
+        tolerance: largest relative Frobenius error, or None; without either nothing is cut.
+
+    Returns:
+        A and B, scale included and shared out evenly where something was cut, and the relative error.
+
+    Example:
+        >>> update = Factors(torch.eye(2), torch.diag(torch.tensor([2.0, 0.0])), 2.0)
+        >>> A, B, error = cut(update, 1, None)
+        >>> (B @ A).round().tolist(), error
+        ([[4.0, 0.0], [0.0, 0.0]], 0.0)
+    """
     A, B = factors.A.float(), (factors.scale * factors.B).float()
     if max_rank is None and tolerance is None:
         return A, B, 0.0
@@ -171,7 +190,7 @@ def _targets(names: list[str], module_names: Collection[str]) -> str | list[str]
     return "|".join(re.escape(name) for name in names) if ambiguous else names
 
 
-def _card(report: ExportReport, base_model: str | None) -> str:
+def _card(report: ExportReport, name: str, base_model: str | None) -> str:
     base = base_model or "the original base model"
     return f"""---
 library_name: peft
@@ -188,7 +207,7 @@ The sum of a chain of LoRA links (arXiv 2401.04151), trained with fwlora and wri
 
 ```python
 from peft import PeftModel
-model = PeftModel.from_pretrained(base_model, "{report.directory.name}")
+model = PeftModel.from_pretrained(base_model, "{name}")
 ```
 
 Largest rank {max(report.ranks.values())}, largest relative error of a site's update {max(report.errors.values()):.2e}
@@ -196,8 +215,18 @@ Largest rank {max(report.ranks.values())}, largest relative error of a site's up
 """
 
 
-def _check_bounds(max_rank: int | None, tolerance: float | None) -> None:
+def check_bounds(method: str, max_rank: int | None, tolerance: float | None) -> None:
+    """Refuse a rank or an error that is none.
+
+    Args:
+        method: as the user typed it.
+        max_rank: of it.
+        tolerance: of it.
+
+    Raises:
+        ArgumentError: naming both.
+    """
     if max_rank is not None and (isinstance(max_rank, bool) or not isinstance(max_rank, int) or max_rank < 1):
-        raise ArgumentError(f"`export_adapter(max_rank=...)` takes a whole number of at least 1 and got {max_rank!r}.")
+        raise ArgumentError(f"`{method}(max_rank=...)` takes a whole number of at least 1 and got {max_rank!r}.")
     if tolerance is not None and not 0 <= tolerance < 1:
-        raise ArgumentError(f"`export_adapter(tolerance=...)` takes a relative error in [0, 1) and got {tolerance!r}.")
+        raise ArgumentError(f"`{method}(tolerance=...)` takes a relative error in [0, 1) and got {tolerance!r}.")

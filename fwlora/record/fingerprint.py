@@ -21,6 +21,7 @@ _BITS = {
     torch.float32: torch.int32,
     torch.bfloat16: torch.int16,
     torch.float16: torch.int16,
+    torch.uint8: torch.uint8,  # the bytes of a quantised weight
 }
 # Odd 64-bit multipliers of the splitmix64 generator (Steele et al. 2014), as signed integers.
 _GOLDEN, _MIX = -7046029254386353131, -4658895280553007687
@@ -48,7 +49,7 @@ class Fingerprint(NamedTuple):
 
 @torch.no_grad()
 def fingerprint(weight: Tensor, first: int = 0) -> Fingerprint:
-    """The fingerprint of a floating weight, entries numbered in row-major order.
+    """The fingerprint of a weight, entries numbered in row-major order.
 
     Args:
         weight: or some rows of one, whose fingerprints add up to the whole's.

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, overload
 
 from fwlora.errors import StateError
+from fwlora.record.checks import any_number, anything, mapping, maybe, one_of, record, sequence, text, whole
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,23 @@ class KnotRecord:
         document = asdict(self)
         del document["seconds"]
         return document
+
+
+RECORD = record(
+    {"knot": whole(), "step": whole(), "link_steps": whole()},
+    ranks=mapping(whole(1)),
+    link_norms=mapping(any_number),
+    relative_updates=mapping(any_number),
+    gains=mapping(maybe(any_number)),
+    eta=maybe(any_number),
+    norms=mapping(any_number),
+    gap=maybe(mapping(anything)),
+    fallbacks=mapping(text),
+    refused=maybe(text),
+    replay=one_of(None, "exact", "close"),
+    seconds=any_number,
+)
+"""What a record's document must be like; what it lacks is as a fresh record has it."""
 
 
 class Ledger(Sequence[KnotRecord]):
@@ -97,11 +115,17 @@ class Ledger(Sequence[KnotRecord]):
 
     @classmethod
     def from_document(cls, document: list[dict[str, Any]]) -> Ledger:
-        """The ledger of a state."""
-        known = {f.name for f in fields(KnotRecord)}
-        for entry in document:
-            if not set(entry) <= known:
-                raise StateError(f"A ledger record has the unknown fields {sorted(set(entry) - known)}; is fwlora up to date?")
+        """The ledger of a state.
+
+        Returns:
+            The ledger.
+
+        Raises:
+            StateError: for records that are none.
+        """
+        wrong = sequence(RECORD)(document)
+        if wrong:
+            raise StateError(f"The ledger{wrong}; is fwlora up to date?")
         return cls(KnotRecord(**entry) for entry in document)
 
     @overload

@@ -11,15 +11,63 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fwlora.errors import StateError
-from fwlora.record.fingerprint import Fingerprint
+from fwlora.record.checks import (
+    any_number,
+    any_tensor,
+    either,
+    file_name,
+    mapping,
+    maybe,
+    number,
+    record,
+    same_names,
+    sequence,
+    tensor,
+    text,
+    whole,
+)
+from fwlora.record.fingerprint import BINS, Fingerprint
+from fwlora.record.ledger import RECORD
+from fwlora.record.seal import CHECKSUM, check_seal
 
 KEY = "fwlora"
 VERSION = 3
+SEALED = 3
+"""The first version whose states hold a checksum."""
 STEP, KNOT = "fw_step", "fw_knot"
 """Counters that ride in every param group, for torch's distributed checkpoint keeps nothing else of us."""
+
+_FACTORS = record({"A": tensor(least=2), "B": tensor(least=2), "scale": number, "bias": maybe(tensor())})
+_LINK = record({"sites": mapping(_FACTORS), "shrinks": mapping(number)}, sha256=text)
+_FILE = record({"file": file_name, "sha256": text})
+_MARKS = mapping(record({"exact": whole(-(2**63)), "sketch": tensor(torch.float64, shape=(BINS,))}))
+_PHASE = record(
+    {"of": whole(), "done": maybe(whole()), "sums": mapping(tensor()), "fallbacks": mapping(text)}, sites=sequence(text)
+)
+_FIELDS = {
+    "version": whole(),
+    "seed": whole(-(2**63)),
+    "step": whole(),
+    "link_step": whole(),
+    "total_steps": maybe(whole(1)),
+    "ranks": mapping(whole(1)),
+    "scalings": mapping(number),
+    "live": mapping(record({"A": tensor(least=2), "B": tensor(least=2)}, bias=tensor())),
+    "trained": mapping(any_tensor),
+    "links": sequence(either(lambda x: _FILE if isinstance(x, Mapping) and "file" in x else _LINK)),
+    "ledger": sequence(RECORD),
+    "residuals": maybe(mapping(tensor(torch.int8))),
+    "originals": _MARKS,
+    "merged": _MARKS,
+    "history": mapping(sequence(any_number)),
+    "alignment": maybe(_PHASE),
+    "shard": maybe(record({"rank": whole(), "of": whole(1)})),
+}
+"""What each field of a document must be like."""
 
 
 @dataclass(frozen=True)
@@ -70,25 +118,35 @@ class State:
         return {"version": VERSION, **document}
 
     @classmethod
-    def from_document(cls, document: Mapping[str, Any]) -> State:
-        """Parse what `document` wrote.
+    def from_document(cls, document: Mapping[str, Any], key: str = KEY) -> State:
+        """Parse what `state_dict()` wrote, checked field by field, then by its checksum.
 
         Args:
-            document: the entry under ``fwlora``.
+            document: the whole of it.
+            key: of the entry that holds the state.
 
         Returns:
             The state.
 
         Raises:
-            StateError: for another version or a document that is no state of ours.
+            StateError: for another version, or a document that is no state of ours or is damaged.
         """
-        values = _migrated(document)
-        version = values.pop("version", None)
-        if version != VERSION:
-            raise StateError(f"The state has format version {version!r} and this fwlora reads up to {VERSION}; upgrade fwlora.")
-        missing = {f.name for f in fields(cls)} ^ set(values)
-        if missing:
-            raise StateError(f"The state's {KEY!r} entry is damaged: unknown or missing fields {sorted(missing)}.")
+        entry = document[key]
+        version = entry.get("version") if isinstance(entry, Mapping) else None
+        # Those before checksums knew none: one that has a checksum and says so was edited.
+        if type(version) is not int or not 1 <= version <= VERSION or (version < SEALED and CHECKSUM in entry):
+            raise StateError(
+                f"The state has format version {version!r} and this fwlora reads 1 to {VERSION}; upgrade fwlora, or give what "
+                "`state_dict()` or `save()` wrote."
+            )
+        values = _migrated(entry)
+        wrong = record(_FIELDS, **{CHECKSUM: text})(values) or _inconsistency(values)
+        if wrong:
+            raise StateError(f"The state is damaged: {key!r}{wrong}. Nothing was changed; load an earlier one.")
+        if version >= SEALED:
+            check_seal(document, key)
+        for name in ("version", CHECKSUM):
+            values.pop(name, None)
         for name in ("originals", "merged"):
             values[name] = {target: Fingerprint(mark["exact"], mark["sketch"].cpu()) for target, mark in values[name].items()}
         return cls(**values)
@@ -133,6 +191,13 @@ class State:
                     f"At site {name!r} the state's scale is {self.scalings[name]} and this optimizer's {scalings[name]}; give "
                     "the same `alpha=` or `lora_config=` as when the state was made."
                 )
+        for index, link in enumerate(self.links):
+            for name, factors in link.get("sites", {}).items():
+                if name not in live or not _fits(factors, live[name]):
+                    raise StateError(
+                        f"Link {index} of the state does not fit this model at {name!r}; give the model and the layers that "
+                        "the state was made with."
+                    )
         if _shapes(self.trained) != _shapes(trained):
             raise StateError(
                 f"The state trains {_shapes(self.trained)} in full and this optimizer {_shapes(trained)}; give the same model "
@@ -140,15 +205,53 @@ class State:
             )
 
 
-def _migrated(document: Mapping[str, Any]) -> dict[str, Any]:
-    """A document of an older version in today's words: 1 knew neither shrinks nor alignment, 2 no shards."""
-    if document.get("version") not in (1, 2):
-        return dict(document)
-    if document["version"] == 2:
-        return {**document, "version": VERSION, "shard": None}
-    links = [entry | {"shrinks": {}} if "sites" in entry else entry for entry in document.get("links", [])]
-    return {**document, "version": VERSION, "links": links, "alignment": None, "shard": None}
+def _migrated(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """An entry of an older version in today's words: 1 knew neither shrinks nor alignment, 2 neither shards nor a checksum."""
+    values = dict(entry)
+    if entry["version"] == 1:
+        links = entry.get("links")
+        if isinstance(links, list):
+            values["links"] = [{**x, "shrinks": {}} if isinstance(x, Mapping) and "sites" in x else x for x in links]
+        values["alignment"] = None
+    return values if entry["version"] == VERSION else {**values, "version": VERSION, "shard": None}
 
 
-def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+def _inconsistency(values: Mapping[str, Any]) -> str | None:
+    """What two fields say that cannot both be; None where all agree."""
+    live, tied = values["live"], [entry for entry in values["ledger"] if entry.get("refused") is None]
+    for one, other in (("ranks", "live"), ("scalings", "live"), ("merged", "originals")):
+        name = same_names(values[one], values[other])
+        if name is not None:
+            return f" names {name!r} in one of {one!r} and {other!r} only"
+    if not values["links"] and any(values["merged"][n]["exact"] != m["exact"] for n, m in values["originals"].items()):
+        return " holds no link, and its weights are not the original ones"
+    unknown = sorted(set(values["residuals"] or {}) - set(values["originals"]))
+    if unknown:
+        return f"['residuals'] names {unknown[0]!r}, of which there is no fingerprint"
+    for name, factors in live.items():
+        if not values["ranks"][name] <= max(factors["A"].shape[0], factors["B"].shape[0]):
+            return f"['ranks'][{name!r}] is {values['ranks'][name]}, more than its factors have"
+    if [entry["knot"] for entry in tied] != list(range(len(values["links"]))):
+        return f" holds {len(values['links'])} link(s), and its ledger has tied {[entry['knot'] for entry in tied]}"
+    steps = [entry["step"] for entry in values["ledger"]]
+    if steps != sorted(steps) or (steps and steps[-1] > values["step"]):
+        return f"['ledger'] has records at the steps {steps}, and the state is at {values['step']}"
+    if values["link_step"] != values["step"] - (tied[-1]["step"] if tied else 0):
+        return f"['link_step'] is {values['link_step']}, not what the last knot leaves of {values['step']} steps"
+    for index, link in enumerate(values["links"]):
+        for name, factors in link.get("sites", {}).items():
+            if factors["A"].shape[0] != factors["B"].shape[1]:
+                return f"['links'][{index}] has factors of unequal rank at {name!r}"
+    return None
+
+
+def _fits(factors: Mapping[str, Any], live: Mapping[str, Tensor]) -> bool:
+    """Whether a link's factors are those of the site, whatever their rank."""
+    A, B, bias = factors["A"], factors["B"], factors["bias"]
+    shapes = A.shape[1:] == live["A"].shape[1:] and (*B.shape[:1], *B.shape[2:]) == (*live["B"].shape[:1], *live["B"].shape[2:])
+    mine = live.get("bias")
+    return shapes and (bias is None or (mine is not None and bias.shape == mine.shape))
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Any, ...]]:
+    return {name: (*tensor.shape, tensor.dtype) for name, tensor in tensors.items()}

@@ -35,6 +35,7 @@ from fwlora import (
     SupportBall,
 )
 from fwlora.errors import KnotError
+from fwlora.record.seal import seal
 from tests.distributed.launching import run_scenarios
 from tests.distributed.ranks import STEPS, TARGETS, llama, refusal, tokens
 from tests.distributed.shards import adapted, alone, chain_of, facts, sharded, train
@@ -185,8 +186,7 @@ def states_of_ranks(rank: int) -> dict:
     train(fresh, resumed, rank, range(4, 6))
     states: list = [None, None]
     dist.all_gather_object(states, state["fwlora"]["shard"])
-    other = {**state, "fwlora": {**state["fwlora"], "shard": states[1 - rank]}}
-    other["fwlora"].pop("checksum", None)
+    other = seal({**state, "fwlora": {**state["fwlora"], "shard": states[1 - rank]}}, "fwlora")
     single = chain_of(adapted())
     return {
         "end": end,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -63,3 +64,10 @@ def test_help_loads_no_heavy_library():
     code = "import sys, experiments.__main__ as cli; [cli.load(n) for n in cli.names()]; print('torch' in sys.modules)"
     said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert said.stdout.strip() == "False"
+
+
+def test_studies_start_without_a_word_of_libraries_that_they_do_not_use():
+    """bitsandbytes, where PEFT finds it, misses a kernel on some machines and says so through its logger."""
+    from bitsandbytes.backends.cpu import ops
+
+    assert not ops.logger.isEnabledFor(logging.WARNING)

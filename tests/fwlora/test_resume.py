@@ -13,6 +13,7 @@ from fwlora.errors import ArgumentError, ChainFileError, CloseReplayWarning, Sta
 from fwlora.layers.rounding import RowMerge
 from fwlora.rules import KnotSchedule
 from tests.conftest import assert_same, make_chain, train
+from tests.sealing import resealed
 from tests.tables import CASES, INNERS, loss_of
 
 
@@ -185,6 +186,7 @@ def test_damaged_link_is_refused_with_nothing_changed(chained):
     _, optimizer, _ = chained(steps=4)
     saved = through_disk(optimizer.state_dict())
     saved["fwlora"]["links"][0]["sites"]["layers.0"]["B"][0] += 1
+    saved = resealed(saved)
     model, other, _ = chained()
     before = [p.detach().clone() for p in model.parameters()]
     with pytest.raises(StateError, match="Replaying 1 link"):

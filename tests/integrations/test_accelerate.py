@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from fwlora import ChainLoRAOptimizer, Evenly, unwrap
-from fwlora.errors import ArgumentError
+from fwlora.errors import ArgumentError, DisconnectedParametersError
 
 
 @pytest.fixture(autouse=True)
@@ -175,6 +178,33 @@ def test_weights_loaded_after_prepare_are_the_originals(bench, steps):
     bench.assert_same(bench.facts(resumed), bench.facts(chain))
 
 
+def test_moments_of_parameters_that_were_swapped_out_are_not_lost_in_silence(bench):
+    """FSDP2's `prepare` makes new parameters: after it a chain that has trained asks for its state, and goes on exactly."""
+    model = bench.llama()
+    chain = bench.chain(model)
+    bench.train(model, chain, range(4))
+    document = copy.deepcopy(chain.state_dict())
+    swapped = {}
+    for site in chain.sites.values():
+        for layer in (site.layer.lora_A["default"], site.layer.lora_B["default"]):
+            swapped[layer.weight] = torch.nn.Parameter(layer.weight.detach().clone())
+            layer.weight = swapped[layer.weight]
+    for group in chain.param_groups:
+        group["params"] = [swapped[parameter] for parameter in group["params"]]
+    for call in (lambda: bench.train(model, chain, range(4, 5)), chain.state_dict):
+        with pytest.raises(DisconnectedParametersError, match=r"Prepare the model first, then `load\(\)` the state"):
+            call()
+    assert chain.progress.step == 4
+
+    chain.zero_grad()
+    chain.load_state_dict(document)
+    bench.train(model, chain, range(4, 8))
+    twin_model = bench.llama()
+    twin = bench.chain(twin_model)
+    bench.train(twin_model, twin, range(8))
+    bench.assert_same(bench.facts(chain), bench.facts(twin))
+
+
 def test_gradient_accumulation_counts_effective_steps(bench):
     """8 micro-batches, 2 to a step: 4 steps, a knot after the third, and the mean gradient of each pair."""
     model = bench.llama()
@@ -206,6 +236,31 @@ def test_clipping_through_the_accelerator_takes_the_chains_parameters(bench):
     accelerator.clip_grad_norm_(chain.parameters(), 1e-3)
     norm = torch.stack([p.grad.norm() for p in chain.parameters()]).norm()
     assert float(norm) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_step_that_the_accelerators_scaler_skips_is_not_counted(bench):
+    """It patches `step` on the instance to learn whether it was called; the run is the one without a scaler."""
+    Accelerator(cpu=True)
+    model = bench.llama()
+    chain = bench.chain(model)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    optimizer = AcceleratedOptimizer(chain, scaler=scaler)
+
+    def step(seed, poisoned):
+        ids = bench.tokens(seed)
+        scaler.scale(model(input_ids=ids, labels=ids).loss).backward()
+        if poisoned:
+            chain.parameters()[0].grad[0, 0] = torch.inf
+        optimizer.step()
+        optimizer.zero_grad()
+        return optimizer.step_was_skipped
+
+    assert [step(0, False), step(1, False), step(2, True), step(2, False), step(3, True)] == [False, False, True, False, True]
+    assert (chain.progress.step, len(chain.chain), chain.progress.link_step) == (3, 1, 0)
+    twin_model = bench.llama()
+    twin = bench.chain(twin_model)
+    bench.train(twin_model, twin, range(3))
+    bench.assert_same(bench.facts(chain), bench.facts(twin))
 
 
 def test_unwrap_finds_the_chain(bench):

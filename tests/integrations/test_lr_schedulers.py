@@ -1,4 +1,4 @@
-"""torch's learning-rate schedulers drive the inner optimizer, and `link_lr` never shows outside a step."""
+"""Schedulers of torch and of transformers drive the inner optimizer, and `link_lr` never shows outside a step."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 from torch.optim import lr_scheduler, swa_utils
+from transformers import SchedulerType, get_scheduler
 
 from fwlora import ChainLoRAOptimizer, Every, Flat
 
@@ -40,11 +41,26 @@ SCHEDULERS = {
     ]),
     "SWALR": lambda o: swa_utils.SWALR(o, 1e-3, anneal_epochs=5),
 }
+# What transformers' own need beyond warm-up and length; every one that there is has its row below.
+_MORE = {
+    SchedulerType.REDUCE_ON_PLATEAU: {"factor": 0.5, "patience": 1},
+    SchedulerType.GREEDY: {"patience": 1},
+    SchedulerType.COSINE_WITH_MIN_LR: {"min_lr_rate": 0.1},
+    SchedulerType.COSINE_WARMUP_WITH_MIN_LR: {"min_lr_rate": 0.1},
+    SchedulerType.WARMUP_STABLE_DECAY: {"num_decay_steps": 4},
+}
+
+
+def _of_transformers(kind: SchedulerType, optimizer):
+    return get_scheduler(kind, optimizer, 2, STEPS, _MORE.get(kind))
+
+
+SCHEDULERS |= {f"transformers {kind.value}": partial(_of_transformers, kind) for kind in SchedulerType}
 
 
 def _advance(scheduler, step: int) -> None:
-    # A metric that never improves makes ReduceLROnPlateau reduce.
-    if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau):
+    # A metric that never improves makes those that read one reduce.
+    if "metrics" in inspect.signature(scheduler.step).parameters:
         scheduler.step(1.0)
     else:
         scheduler.step()
@@ -101,7 +117,7 @@ def _factor(step: int) -> float:
 
 
 def test_every_scheduler_of_torch_is_tried():
-    """{schedulers of torch.optim.lr_scheduler} + SWALR = those tried here."""
+    """{schedulers of torch.optim.lr_scheduler} + SWALR = those tried here; transformers' are found by walking."""
     classes = {
         name
         for name, found in vars(lr_scheduler).items()
@@ -110,7 +126,7 @@ def test_every_scheduler_of_torch_is_tried():
         and found is not lr_scheduler.LRScheduler
         and not name.startswith("_")
     }
-    assert classes | {"SWALR"} == set(SCHEDULERS)
+    assert classes | {"SWALR"} == {name for name in SCHEDULERS if not name.startswith("transformers ")}
 
 
 @pytest.mark.parametrize("pause", [4, 6], ids=["pause in a link", "pause at a knot"])

@@ -9,7 +9,7 @@ import pickle
 import pytest
 import torch
 from torch.optim.lr_scheduler import ExponentialLR
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from fwlora import Every
 from fwlora.errors import ArgumentError, OwnershipError
@@ -234,17 +234,19 @@ def test_step_hooks_fire_once_around_the_whole_step(bench):
     assert events == [*one, ("pre", True, 1), ("knot", 1), ("post", True, 2)]
 
 
-def test_global_step_hook_sees_the_chain_once_a_step(bench):
+@pytest.mark.parametrize("register", [register_optimizer_step_pre_hook, register_optimizer_step_post_hook])
+def test_global_step_hook_sees_the_chain_once_a_step(bench, register):
     """A global hook fires for the inner optimizer too, and once for the chain."""
     model = bench.llama()
     optimizer = bench.chain(model)
     seen = []
-    handle = register_optimizer_step_post_hook(lambda o, *_: seen.append(o))
+    handle = register(lambda o, *_: seen.append(o))
     try:
         bench.train(model, optimizer, range(2))
     finally:
         handle.remove()
     assert sum(o is optimizer for o in seen) == 2
+    assert sum(o is optimizer.inner for o in seen) == len(seen) - 2
 
 
 def test_state_dict_hooks_run_and_may_change_the_document(bench):
