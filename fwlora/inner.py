@@ -148,8 +148,11 @@ class DelegatingOptimizer(Optimizer):
             raise StateError(f"The state's {wrong}; give the same model, `inner=` and options as when it was made.")
 
     def _fitted(self, moments: Mapping[int, Mapping[str, Any]]) -> Mapping[int, Mapping[str, Any]]:
-        """The moments as the inner optimizer holds them."""
-        return moments
+        """The moments to hold: copies, for steps are taken in place, and a document may be loaded again."""
+        return {
+            number: {key: value.clone() if isinstance(value, Tensor) else value for key, value in entry.items()}
+            for number, entry in moments.items()
+        }
 
     def _misfit(self, state: Any, groups: Any) -> str | None:
         """What of a document is not this optimizer's."""

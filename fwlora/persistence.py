@@ -338,7 +338,7 @@ class PersistentChain(ChainHolder):
         whole = replace(state, originals=originals, merged=merged, residuals=residuals, shard=None)
         return seal(gathered_deep(document | {KEY: whole.document()}), KEY)
 
-    def _fitted(self, moments: Mapping[int, Mapping[str, Any]]) -> dict[int, dict[str, Any]]:
+    def _fitted(self, moments: Mapping[int, Mapping[str, Any]]) -> Mapping[int, Mapping[str, Any]]:
         """What is whole cut as the parameters are; a distributed checkpoint's, which has names for numbers, comes cut."""
         likes: dict[Any, Tensor] = dict(enumerate(self.parameters()))
         return {
@@ -346,7 +346,7 @@ class PersistentChain(ChainHolder):
                 key: spread(value, likes[number]) if isinstance(value, Tensor) and number in likes else value
                 for key, value in entry.items()
             }
-            for number, entry in moments.items()
+            for number, entry in super()._fitted(moments).items()
         }
 
     def _trained(self) -> dict[str, Tensor]:
