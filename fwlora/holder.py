@@ -17,12 +17,21 @@ from torch.utils.hooks import RemovableHandle
 from fwlora import restore
 from fwlora.alignment import Alignment
 from fwlora.course import Course
-from fwlora.errors import ArgumentError, DisconnectedParametersError, FinishedError, StateError, UnsupportedModelError
+from fwlora.errors import (
+    ArgumentError,
+    DisconnectedParametersError,
+    FinishedError,
+    LostUpdatesWarning,
+    StateError,
+    UnsupportedModelError,
+    warn,
+)
 from fwlora.inner import DelegatingOptimizer
 from fwlora.knot import Knot
 from fwlora.layers import attach
 from fwlora.layers.attach import Attachment
 from fwlora.layers.refusals import refuse_placement
+from fwlora.layers.rounding import lost
 from fwlora.layers.sites import Site
 from fwlora.record.chain import Chain
 from fwlora.record.fingerprint import Fingerprint
@@ -69,6 +78,7 @@ class ChainHolder(DelegatingOptimizer):
         self._ledger = Ledger()
         self._residuals: dict[str, Tensor] = {}
         self._knot: Knot | None = None
+        self._has_warned = False  # of lost updates
         self._is_asked = True  # the schedule, after the last step
         self._originals: dict[str, Fingerprint] | None = None
         self._dtypes: dict[str, torch.dtype] = {}
@@ -147,8 +157,22 @@ class ChainHolder(DelegatingOptimizer):
     def _tell(self, record: KnotRecord | None) -> None:
         """Call the hooks with a knot's record, when ranks have agreed: a hook that raises leaves a whole knot."""
         if record is not None:
+            self._warn_of_losses(record)
             for hook in list(self._knot_hooks.values()):
                 hook(record)
+
+    def _warn_of_losses(self, record: KnotRecord) -> None:
+        """Say once where an update is too small for what a weight and its rounding errors hold."""
+        merged = [name for name in record.ranks if not self._sites[name].keeps_links]
+        facts = ((n, self._sites[n].weight.dtype, record.relative_updates[n], record.gains[n]) for n in merged)
+        losses = [f"at {name!r} {reason}" for name, *fact in facts if (reason := lost(*fact))]
+        if losses and not self._has_warned:
+            self._has_warned = True
+            warn(
+                f"Knot {record.knot + 1} loses over 1 % of its update at {len(losses)} site(s): {losses[0]}. Train longer links, "
+                "at a higher lr, or on a base of higher precision.",
+                LostUpdatesWarning,
+            )
 
     def observe(self, loss: float | Tensor) -> None:
         """Tell the loss of the coming step to a knot schedule that reads it, where `step()` gets no closure."""

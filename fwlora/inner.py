@@ -167,21 +167,24 @@ class DelegatingOptimizer(Optimizer):
         if not isinstance(state, Mapping):
             return "`state` is no dict"
         numbers = dict(zip((n for group in groups for n in group["params"]), self.parameters(), strict=True))
-        kinds: dict[str, str] = {}
-        keys: set[str] | None = None
+        homes = {id(p): i for i, group in enumerate(self.param_groups) for p in group["params"]}
+        kinds: dict[Any, str] = {}
+        keys: dict[Any, set[Any]] = {}
         for number, entry in state.items():
             if number not in numbers or not isinstance(entry, Mapping):
                 return f"`state` has the entry {number!r}, which is that of no parameter"
             if not self._is_torchs_own:
                 continue
-            keys = set(entry) if keys is None else keys
-            if set(entry) != keys:
-                return f"`state[{number}]` has {sorted(map(str, entry))}, and other entries have {sorted(map(str, keys))}"
             parameter = numbers[number]
+            # Adafactor keeps other sums of vectors than of matrices, and groups may differ in options.
+            like = homes[id(parameter)], parameter.ndim
+            usual = keys.setdefault(like, set(entry))
+            if set(entry) != usual:
+                return f"`state[{number}]` has {sorted(map(str, entry))}, and other entries have {sorted(map(str, usual))}"
             for key, value in entry.items():
                 kind = _kind(value, parameter) if isinstance(value, Tensor) else type(value).__name__
                 # Of a parameter with an axis of one a sum over that axis has the parameter's own shape.
-                if kind == "misfit" or (1 not in parameter.shape and kinds.setdefault(key, kind) != kind):
+                if kind == "misfit" or (1 not in parameter.shape and kinds.setdefault((*like, key), kind) != kind):
                     shape = f"{value.dtype} of {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
                     return f"`state[{number}][{key!r}]` is {shape}, for a parameter of {tuple(parameter.shape)}"
         return None
@@ -329,9 +332,12 @@ def build_inner(
     if factory in _FUSED_BY_DEFAULT and not _CHOICES & options.keys() and _all_fusible(factory, groups):
         options = {**options, "fused": True}
     try:
-        return factory(groups, **options)
+        inner = factory(groups, **options)
     except (ValueError, TypeError) as error:
         raise ArgumentError(f"`inner={name}` refused its options {sorted(options)}: {error}") from error
+    if not isinstance(inner, Optimizer):
+        raise ArgumentError(f"`inner={name}` made a {type(inner).__name__}, no torch optimizer; give a class such as AdamW.")
+    return inner
 
 
 def _all_fusible(factory: Callable[..., Optimizer], groups: Iterable[dict[str, Any]]) -> bool:

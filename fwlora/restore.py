@@ -102,7 +102,7 @@ def plan(
     exact, wanted = True, {}
     for site in sites.values():
         now = of_all_rows(marks({site.name: site}))
-        incomplete = residuals is None and len(links) > 0 and site.weight.dtype in ROUNDED
+        incomplete = residuals is None and len(links) > 0 and site.weight.dtype in ROUNDED and not site.keeps_links
         if _agree(now, merged) and not incomplete:
             continue
         if site.keeps_links:

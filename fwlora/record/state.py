@@ -133,12 +133,13 @@ class State:
         """
         entry = document[key]
         version = entry.get("version") if isinstance(entry, Mapping) else None
-        # Those before checksums knew none: one that has a checksum and says so was edited.
-        if type(version) is not int or not 1 <= version <= VERSION or (version < SEALED and CHECKSUM in entry):
+        if type(version) is not int or not 1 <= version <= VERSION:
             raise StateError(
                 f"The state has format version {version!r} and this fwlora reads 1 to {VERSION}; upgrade fwlora, or give what "
                 "`state_dict()` or `save()` wrote."
             )
+        if version < SEALED and CHECKSUM in entry:
+            raise StateError(f"The state is damaged: it says version {version}, which had no checksum, and has one.")
         values = _migrated(entry)
         wrong = record(_FIELDS, **{CHECKSUM: text})(values) or _inconsistency(values)
         if wrong:

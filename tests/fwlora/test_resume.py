@@ -200,7 +200,7 @@ def test_damaged_link_is_refused_with_nothing_changed(chained):
         ({"seed": 1}, "seed=0"),
         ({"rank": 3}, "same `rank=`"),
         ({"target_modules": ["layers.0"]}, "differ in 1 site"),
-        ({"inner": torch.optim.SGD, "freeze_A": True}, "parameter groups"),
+        ({"inner": torch.optim.SGD, "freeze_A": True}, "param_groups"),
     ],
     ids=["seed", "rank", "sites", "groups"],
 )
@@ -223,7 +223,7 @@ def test_unknown_state_document_is_refused(chained, change):
         saved["fwlora"]["version"] = 99
     else:
         del saved["fwlora"]["ranks"]
-    with pytest.raises(StateError, match=r"version 99|\['ranks'\]"):
+    with pytest.raises(StateError, match=r"version 99|lacks 'ranks'"):
         optimizer.load_state_dict(saved)
 
 
@@ -341,5 +341,6 @@ def test_state_of_other_trained_modules_is_refused(chained):
     with pytest.raises(StateError, match="train_modules"):
         other.load_state_dict(saved)
     saved["fwlora"]["trained"]["model.norm.weight"] = torch.zeros(3)
+    saved = resealed(saved)
     with pytest.raises(StateError, match=r"model\.norm\.weight"):
         optimizer.load_state_dict(saved)
