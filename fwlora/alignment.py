@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fwlora import distributed, linalg
-from fwlora.errors import ArgumentError, StateError
+from fwlora.errors import ArgumentError, DecompositionError, StateError
 from fwlora.interrupts import sigint_waits
 from fwlora.layers.dropout import Muted
 from fwlora.layers.probes import Side
@@ -22,7 +22,7 @@ from fwlora.layers.sites import Site
 from fwlora.rules import ResetRule
 
 # Why a link could not be aligned, by the number that the ranks agree on.
-REASONS = ("", "zero gradient", "gradient not finite")
+REASONS = ("", "zero gradient", "gradient not finite", "SVD did not converge")
 
 
 class Alignment:
@@ -171,21 +171,31 @@ class Alignment:
                 self._done, self._sums, self.fallbacks = done, {}, fallbacks
                 self._thaw()
             return
-        fresh = {
-            name: distributed.from_first_(self._start(site, None if name in fallbacks else sums[name]))
-            for name, site in self._sites.items()
-        }
+        leading = self._leading({name: value for name, value in sums.items() if name not in fallbacks})
+        fallbacks |= self._agreed(leading, [0 if found is not None else 3 for found in leading.values()])
+        fresh = {name: distributed.from_first_(self._start(site, leading.get(name))) for name, site in self._sites.items()}
         with sigint_waits():
             for name, site in self._sites.items():
                 site.reset_(fresh[name])
             self.fallbacks = fallbacks
             self.end()
 
-    def _start(self, site: Site, product: Tensor | None) -> Tensor:
-        """The drawn factor to start from: the draw, with the product's leading directions in place of as many of its own."""
+    @staticmethod
+    def _leading(sums: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
+        """The leading directions of each product; None where its SVD does not converge."""
+        found: dict[str, Tensor | None] = {}
+        for name, product in sums.items():
+            try:
+                found[name] = linalg.top_directions(product)
+            except DecompositionError:
+                found[name] = None
+        return found
+
+    def _start(self, site: Site, leading: Tensor | None) -> Tensor:
+        """The drawn factor to start from: the draw, with the leading directions in place of as many of its own."""
         fresh = self._draw(site).to(site.drawn)
-        if product is not None:
-            rows = self._rule.align(linalg.top_directions(product).mT)
+        if leading is not None:
+            rows = self._rule.align(leading.mT)
             # A side shorter than the rank has fewer directions; the draw fills up.
             Side(site, site.drawn).directions(fresh)[:, : len(rows)] = rows.mT
         return fresh
@@ -193,8 +203,13 @@ class Alignment:
     def _unusable(self, sums: Mapping[str, Tensor]) -> dict[str, str]:
         """Sites whose gradient is zero or not finite, in rank 0's judgement, and which of the two."""
         mine = [2 if not bool(value.isfinite().all()) else int(not bool(value.any())) for value in sums.values()]
+        return self._agreed(sums, mine)
+
+    @staticmethod
+    def _agreed(names: Collection[str], mine: list[int]) -> dict[str, str]:
+        """Reasons by rank 0's codes; 0 is none."""
         codes = distributed.from_first_(torch.tensor(mine, dtype=torch.int64)).tolist()
-        return {name: REASONS[code] for name, code in zip(sums, codes, strict=True) if code}
+        return {name: REASONS[code] for name, code in zip(names, codes, strict=True) if code}
 
     def _thaw(self) -> None:
         """Give a frozen A a gradient for its probes.

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import operator
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeVar
+
+from torch import Tensor
 
 from fwlora.errors import ArgumentError
 from fwlora.layers.sites import Site
@@ -47,9 +52,66 @@ def whole(argument: str, value: Any) -> int:
         ArgumentError: it is none.
     """
     try:
-        return operator.index(value)
+        if not isinstance(value, bool):
+            return operator.index(value)
     except TypeError:
-        raise ArgumentError(f"`{argument}={value!r}`: give a whole number.") from None
+        pass
+    raise ArgumentError(f"`{argument}={value!r}`: give a whole number.")
+
+
+def flags(**values: Any) -> None:
+    """Refuse what is neither True nor False, for any string would count as True.
+
+    Args:
+        **values: by argument.
+
+    Raises:
+        ArgumentError: naming the first.
+    """
+    for argument, value in values.items():
+        if not isinstance(value, bool):
+            raise ArgumentError(f"`{argument}={value!r}`: give True or False.")
+
+
+def check_rate(lr: Any, lr_ratio: Any) -> None:
+    """Refuse rates that are no finite numbers.
+
+    Args:
+        lr: a number, or a tensor that holds one.
+        lr_ratio: B's rate over A's.
+
+    Raises:
+        ArgumentError: naming the argument; of a tensor with several entries the inner optimizer tells.
+    """
+    if isinstance(lr, bool) or not isinstance(lr, int | float | Tensor):
+        raise ArgumentError(f"`lr={lr!r}`: give a number.")
+    if not (isinstance(lr, Tensor) and lr.numel() != 1) and not math.isfinite(lr):
+        raise ArgumentError(f"`lr={lr!r}`: give a finite number.")
+    if isinstance(lr_ratio, bool) or not isinstance(lr_ratio, int | float) or not 0 < lr_ratio < math.inf:
+        raise ArgumentError(f"`lr_ratio={lr_ratio!r}` is B's learning rate over A's; give a finite positive number.")
+
+
+def check_places(chain_dir: Any, original: Any) -> None:
+    """Refuse folders that cannot be and weights that are nowhere, at once and not at the first knot.
+
+    Args:
+        chain_dir: where links are to be kept, or None.
+        original: a state_dict, a path, or None.
+
+    Raises:
+        ArgumentError: naming the argument.
+    """
+    if chain_dir is not None and not isinstance(chain_dir, str | os.PathLike):
+        raise ArgumentError(f"`chain_dir={chain_dir!r}`: give the path of a folder, or None to keep the links in memory.")
+    if chain_dir is not None and Path(chain_dir).exists() and not Path(chain_dir).is_dir():
+        raise ArgumentError(
+            f"`chain_dir={str(chain_dir)!r}` is a file; give the path of a folder, which is made where missing."
+        )
+    if isinstance(original, str | os.PathLike):
+        if not Path(original).exists():
+            raise ArgumentError(f"`original={str(original)!r}`: there is no such file or folder.")
+    elif original is not None and not isinstance(original, Mapping):
+        raise ArgumentError(f"`original={original!r}`: give a state_dict, or the path of a safetensors file or folder.")
 
 
 def check_first_rank(sites: Mapping[str, Site], ranks: RankSchedule) -> None:

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from fwlora import restore
+from fwlora import distributed, restore
 from fwlora.alignment import Alignment
 from fwlora.course import Course
 from fwlora.errors import (
     ArgumentError,
     DisconnectedParametersError,
     FinishedError,
+    FwloraError,
     LostUpdatesWarning,
     StateError,
     UnsupportedModelError,
@@ -33,6 +34,7 @@ from fwlora.layers.attach import Attachment
 from fwlora.layers.refusals import refuse_placement
 from fwlora.layers.rounding import lost
 from fwlora.layers.sites import Site
+from fwlora.layers.standing import Standing
 from fwlora.record.chain import Chain
 from fwlora.record.fingerprint import Fingerprint
 from fwlora.record.ledger import KnotRecord, Ledger
@@ -70,6 +72,7 @@ class ChainHolder(DelegatingOptimizer):
         self.seed = seed
         self._attachment = attachment
         self._course = course
+        self._standing = Standing(attachment.model, attachment.sites)
         self._turns = turns
         turns.begin(0)
         self.reset = reset
@@ -149,7 +152,12 @@ class ChainHolder(DelegatingOptimizer):
 
         Returns:
             A handle whose `remove()` takes the hook off.
+
+        Raises:
+            ArgumentError: for what cannot be called.
         """
+        if not callable(hook):
+            raise ArgumentError(f"`on_knot({hook!r})`: give a function of the knot's record.")
         handle = RemovableHandle(self._knot_hooks)
         self._knot_hooks[handle.id] = hook
         return handle
@@ -163,14 +171,14 @@ class ChainHolder(DelegatingOptimizer):
 
     def _warn_of_losses(self, record: KnotRecord) -> None:
         """Say once where an update is too small for what a weight and its rounding errors hold."""
-        merged = [name for name in record.ranks if not self._sites[name].keeps_links]
-        facts = ((n, self._sites[n].weight.dtype, record.relative_updates[n], record.gains[n]) for n in merged)
-        losses = [f"at {name!r} {reason}" for name, *fact in facts if (reason := lost(*fact))]
+        sites = [self._sites[name] for name in record.ranks if not self._sites[name].keeps_links]
+        reasons = ((s.name, lost(s.weight.dtype, record.relative_updates[s.name], record.gains[s.name])) for s in sites)
+        losses = [f"at {name!r} {reason}" for name, reason in reasons if reason]
         if losses and not self._has_warned:
             self._has_warned = True
             warn(
-                f"Knot {record.knot + 1} loses over 1 % of its update at {len(losses)} site(s): {losses[0]}. Train longer links, "
-                "at a higher lr, or on a base of higher precision.",
+                f"Knot {record.knot + 1} loses over 1 % of its update at {len(losses)} site(s): {losses[0]}. Train longer "
+                "links, at a higher lr, or on a base of higher precision.",
                 LostUpdatesWarning,
             )
 
@@ -302,6 +310,27 @@ class ChainHolder(DelegatingOptimizer):
             raise DisconnectedParametersError(
                 "Moments belong to parameters that are no longer in the groups: was the model sharded or converted after the "
                 "chain had trained or loaded a state? Prepare the model first, then `load()` the state."
+            )
+
+    def _check_standing(self) -> None:
+        """The model is still what the chain was made for; a finished chain has let go of it."""
+        if not self._finished:
+            self._standing.check()
+
+    def _check_link(self) -> None:
+        """The same, before a link begins or is merged."""
+        self._standing.check_link([*self.parameters(), *self._alignment.borrowed()], merged=len(self._chain) > 0)
+
+    def _check_links_of_all(self) -> None:
+        """The same on every rank, or an error on all: the others would wait for one that raised."""
+        try:
+            self._check_link()
+        except FwloraError:
+            distributed.every(False)
+            raise
+        if not distributed.every(True):
+            raise DisconnectedParametersError(
+                "The model of another rank is no longer what the chain was made for; see its error."
             )
 
     def _check_unfinished(self) -> None:

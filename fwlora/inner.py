@@ -193,6 +193,25 @@ class DelegatingOptimizer(Optimizer):
     def _is_torchs_own(self) -> bool:
         return type(self.inner).__module__.startswith("torch.optim")
 
+    def step_inner(self) -> None:
+        """The inner optimizer's step.
+
+        Raises:
+            DisconnectedParametersError: where it fails on parameters that were cast since their moments were made.
+            RuntimeError: where it fails otherwise.
+        """
+        try:
+            self.inner.step()
+        except RuntimeError as error:
+            for parameter, state in self.state.items():
+                moments = [v for v in state.values() if isinstance(v, Tensor) and v.shape == parameter.shape]
+                if parameter.ndim and any(moment.dtype != parameter.dtype for moment in moments):
+                    raise DisconnectedParametersError(
+                        f"The model was cast to {parameter.dtype} after the optimizer had stepped in {moments[0].dtype}. Cast "
+                        "it back; a model is to be cast before the first step."
+                    ) from error
+            raise
+
     def forget(self, parameters: Iterable[Tensor]) -> None:
         """Make the inner optimizer treat these parameters as never stepped: moments, and Adam's `step` with them."""
         for parameter in parameters:
@@ -274,14 +293,7 @@ def groups_by_role(
 
     Returns:
         The groups, each with its ``role``.
-
-    Raises:
-        ArgumentError: for a rate that is no number, or a ratio that is not positive.
     """
-    if not isinstance(lr, int | float | Tensor):
-        raise ArgumentError(f"`lr={lr!r}`: give a number.")
-    if not (isinstance(lr_ratio, int | float) and lr_ratio > 0):
-        raise ArgumentError(f"`lr_ratio={lr_ratio!r}` is B's learning rate over A's; give a positive number.")
     factors = list(factors)
     roles = {
         "A": ([site[0] for site in factors], lr),
@@ -321,10 +333,12 @@ def build_inner(
             "`inner=LBFGS` evaluates a closure several times a step, and a chain counts one evaluation a step; use AdamW."
         )
     accepted = inspect.signature(factory).parameters
+    if "weight_decay" not in accepted and not options.get("weight_decay"):
+        options = {option: value for option, value in options.items() if option != "weight_decay"}  # not all have one
     if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in accepted.values()):
         for option in options:
             if option not in accepted:
-                guess = difflib.get_close_matches(option, [*outer_names, *accepted], n=1)
+                guess = difflib.get_close_matches(option, [name for name in (*outer_names, *accepted) if name != option], n=1)
                 raise ArgumentError(
                     f"`{option}=` is an option neither of ChainLoRAOptimizer nor of its inner {name}"
                     + (f"; did you mean `{guess[0]}=`?" if guess else ".")

@@ -16,9 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from fwlora import distributed
-from fwlora.arguments import check_biases, check_first_rank, rule, whole
+from fwlora.arguments import check_biases, check_first_rank, check_places, check_rate, flags, rule, whole
 from fwlora.course import Course
-from fwlora.errors import ArgumentError, FwloraError, FwloraWarning, KnotError, NonFiniteFactorsError, RefusedKnotWarning, warn
+from fwlora.errors import (
+    ArgumentError,
+    DecompositionError,
+    FwloraError,
+    FwloraWarning,
+    KnotError,
+    NonFiniteFactorsError,
+    RefusedKnotWarning,
+    warn,
+)
 from fwlora.folding import plan
 from fwlora.gap import GapReport
 from fwlora.inner import build_inner, check_connected, check_muon, groups_by_role
@@ -134,6 +143,12 @@ class ChainLoRAOptimizer(MeasuredChain):
         self.link_lr = rule("link_lr", link_lr, LinkLR, "Flat(warmup=10)")
         self.merge = rule("merge", merge, MergeRule, "Add()")
         self.blocks = rule("blocks", blocks, BlockRule, "AllSites()")
+        check_rate(lr, lr_ratio)
+        check_places(chain_dir, original)
+        flags(
+            freeze_A=freeze_A, lora_bias=lora_bias, fast_layers=fast_layers,
+            residual_in_state=residual_in_state, exact_replay=exact_replay,
+        )  # fmt: skip
         self.ranks = rank if isinstance(rank, RankSchedule) else None
         course = Course(knots, link_lr)
         brings_its_ranks = lora_config is not None or (isinstance(model, nn.Module) and bool(lora_layers(model)))
@@ -198,7 +213,10 @@ class ChainLoRAOptimizer(MeasuredChain):
             The closure's loss, or None.
 
         Raises:
-            DisconnectedParametersError: at the first step, where the factors are not in the parameter groups.
+            DisconnectedParametersError: at the first step of a link, where the factors are not in the parameter groups, or a
+                layer or its adapter is gone.
+            UnsupportedModelError: at the first step of a link, where PEFT has merged the adapter, tensors have come to be
+                shared, or weights were cast.
             NoGradientError: at the first step, where no factor has a gradient.
         """
         if closure is None and self._is_state_filling():
@@ -216,10 +234,12 @@ class ChainLoRAOptimizer(MeasuredChain):
             self._turns.check(len(self._chain))
             self._turns.check_zero(len(self._chain))
             check_connected(self.parameters(), self._factors(), self._alignment.borrowed())
+        if not self._is_connected or not self._course.link_step:
+            self._check_link()
             self._is_connected = True
         self._course.observe(self._descent(), trains=not self._alignment.is_on)
         with self.rates_times(self.link_factor), self._alignment.probing():
-            self.inner.step()
+            self.step_inner()
         self._course.count()
         self._is_asked = False
         self._ask_schedule()
@@ -233,6 +253,7 @@ class ChainLoRAOptimizer(MeasuredChain):
 
         Raises:
             NonFiniteFactorsError: where a factor holds inf or nan; nothing was changed.
+            DecompositionError: where a rule that reads spectra cannot have one; nothing was changed.
         """
         self._check_measured()
         self._ask_schedule()
@@ -242,6 +263,7 @@ class ChainLoRAOptimizer(MeasuredChain):
         self._check_unfinished()
         self._check_loaded()
         self._reshard()
+        self._check_links_of_all()
         self._settle()
         check_finite(self._sites)
         fresh = self._draw_coming()
@@ -357,7 +379,7 @@ class ChainLoRAOptimizer(MeasuredChain):
             try:
                 self.tie_knot()
                 return
-            except NonFiniteFactorsError as error:
+            except (NonFiniteFactorsError, DecompositionError) as error:
                 reason = str(error)
         self._ledger.append(KnotRecord(len(self._chain), self._course.step, self._course.link_step, refused=reason))
         warn(f"A scheduled knot was refused and waits for the next due step: {reason}", RefusedKnotWarning)

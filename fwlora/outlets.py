@@ -75,6 +75,7 @@ class ExportingChain(PersistentChain):
             ArgumentError: for a bound that is none, or parameters that no adapter can hold; nothing was written.
         """
         self._check_loaded()
+        self._check_standing()
         self.complete_knot()
         model, config = self._attachment.model, self._attachment.config
         chain = self._chain.in_memory()
@@ -161,6 +162,7 @@ class ExportingChain(PersistentChain):
         """
         self._check_unfinished()
         self._check_loaded()
+        self._check_standing()
         kept = [name for name, site in self._sites.items() if site.keeps_links]
         if kept and not dequantize:
             raise ArgumentError(

@@ -75,8 +75,12 @@ class PersistentChain(ChainHolder):
 
         Raises:
             KnotError: for a knot that was cut off in a model that FSDP2 has sharded.
+            DisconnectedParametersError: where a layer of the chain or its adapter is gone.
+            UnsupportedModelError: where PEFT has merged the adapter, or a weight was cast after a knot.
         """
         self._check_loaded()
+        self._check_standing()
+        self._standing.check_weights(merged=len(self._chain) > 0)
         self._reshard()
         if self._knot is not None and self.is_sharded:
             raise KnotError("A knot was cut off, and to complete it the ranks must talk: call `step()` on all of them first.")
@@ -176,6 +180,7 @@ class PersistentChain(ChainHolder):
         self._take_turns(len(chain))
         self._alignment.restore(state.alignment)
         self._awaits_load = False
+        self._standing.renew()
 
     def _load_stripped(self, document: dict[str, Any]) -> None:
         """A state that torch's distributed checkpoint has cut down to groups and moments."""

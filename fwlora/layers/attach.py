@@ -8,7 +8,7 @@ import math
 import re
 import warnings
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from fwlora.errors import ArgumentError, OwnershipError, SkippedLayersWarning, UnsupportedModelError, warn
 from fwlora.layers import quantised, refusals
-from fwlora.layers.close_names import suggestion
+from fwlora.layers.close_names import suggestion, unmatched
 from fwlora.layers.fused import FusedLinear, unfuse
 from fwlora.layers.sites import Site
 from fwlora.layers.stack import StackedSite, stack_of
@@ -113,8 +113,12 @@ def attach(
             raise ArgumentError(
                 f"`rank={rank!r}`: give a whole number of at least 1, or a RankSchedule such as StepDown([8, 4])."
             )
-        if alpha is not None and not (isinstance(alpha, int | float) and math.isfinite(alpha) and alpha != 0):
+        is_number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
+        if alpha is not None and not (is_number and math.isfinite(alpha) and alpha != 0):
             raise ArgumentError(f"`alpha={alpha!r}`: give a finite number other than 0; the scale is alpha / rank.")
+        names = [target_modules] if isinstance(target_modules, str) else target_modules
+        if names is not None and not (isinstance(names, Iterable) and all(isinstance(name, str) for name in names)):
+            raise ArgumentError(f"`target_modules={target_modules!r}`: give names of modules in a list, or one pattern.")
         rank = 8 if rank is None else rank
         lora_config = LoraConfig(
             r=rank,
@@ -126,7 +130,12 @@ def attach(
     elif lora_bias and not lora_config.lora_bias:
         raise ArgumentError("`lora_bias=True` contradicts `lora_config=` with lora_bias=False; set it in the config.")
     refusals.refuse_config(lora_config, "lora_config=")
-    return _inject(base, lora_config, train_modules)
+    missing = unmatched(target_modules, [name for name, _ in base.named_modules()])
+    close = suggestion(missing, base)
+    attachment = _inject(base, lora_config, train_modules)
+    if missing:
+        warn(f"`target_modules=` names {', '.join(missing)}, which no module has{close}", SkippedLayersWarning)
+    return attachment
 
 
 def unwrap_model(model: nn.Module) -> nn.Module:

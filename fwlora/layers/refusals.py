@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -67,6 +68,8 @@ def unmergeable(layer: nn.Module, parent: nn.Module) -> str | None:
     """Why a Linear, Conv or Embedding computes something else than its LoRA twin would have merged; None where it does not."""
     if getattr(layer, "groups", 1) != 1:
         return f"grouped (groups={layer.groups})"  # a block-diagonal update is not low-rank
+    if getattr(layer, "weight", None) is not None and layer.weight.numel() == 0:  # type: ignore[union-attr, operator]
+        return f"empty (a weight of shape {tuple(layer.weight.shape)})"  # type: ignore[union-attr, arg-type]
     # PEFT makes its convolutions without these two.
     if any(step != 1 for step in getattr(layer, "dilation", ())):  # type: ignore[union-attr]
         return f"dilated (dilation={layer.dilation})"
@@ -86,6 +89,11 @@ def refuse_layer(name: str, layer: LoraLayer, adapter: str, parent: nn.Module) -
         _refuse_quantised(name, layer, adapter)
     else:
         _refuse_unmergeable(name, layer)
+    if getattr(base, "sparse", False):
+        raise UnsupportedModelError(
+            f"`target_modules` names {name!r}, an Embedding of sparse gradients, which PEFT's factors there do not have; use "
+            "`sparse=False`, or leave it out."
+        )
     reason = unmergeable(base, parent)
     if reason:
         raise UnsupportedModelError(
@@ -94,6 +102,11 @@ def refuse_layer(name: str, layer: LoraLayer, adapter: str, parent: nn.Module) -
         )
     if layer.lora_variant.get(adapter) is not None or layer.use_dora.get(adapter, False):
         raise UnsupportedModelError(f"{name!r} runs a LoRA variant (DoRA or the like); a chain serves plain LoRA only.")
+    if not (math.isfinite(layer.scaling[adapter]) and layer.scaling[adapter]):
+        raise UnsupportedModelError(
+            f"{name!r} scales its adapter by {layer.scaling[adapter]} (alpha / rank), with which no link could be learned; "
+            "give a finite `lora_alpha` other than 0."
+        )
     if layer.lora_bias.get(adapter, False) and getattr(base, "bias", None) is None:
         raise UnsupportedModelError(
             f"`lora_bias=True` merges the factor's bias into the layer's own, and {name!r} has none. Leave the layer out of "
@@ -121,6 +134,10 @@ def _refuse_unmergeable(name: str, layer: LoraLayer) -> None:
     refuse_placement(name, weight)
     if weight.is_meta:
         raise UnsupportedModelError(f"{name!r} is on the meta device and holds no values; load the base model's weights first.")
+    if any(step == 0 and size > 1 for step, size in zip(local(weight).stride(), local(weight).shape, strict=True)):
+        raise UnsupportedModelError(
+            f"{name!r} has a weight that repeats the same memory (`expand`), into which nothing can be merged; give it a copy."
+        )
     if weight.dtype not in EXACT + ROUNDED:
         raise UnsupportedModelError(
             f"{name!r} stores its weight as {weight.dtype}; merging knows {', '.join(str(d) for d in EXACT + ROUNDED)}. "

@@ -32,8 +32,8 @@ def collect(
         ArgumentError: for a name that no module has, or one whose module holds a site.
         UnsupportedModelError: for a tied parameter.
     """
-    if isinstance(train_modules, str):
-        raise ArgumentError(f"`train_modules=` takes a sequence of module names and got the string {train_modules!r}.")
+    if isinstance(train_modules, str) or not isinstance(train_modules, Iterable):
+        raise ArgumentError(f"`train_modules=` takes a sequence of module names and got {train_modules!r}.")
     sites = list(sites)
     wrappers = {name: module for name, module in base.named_modules() if isinstance(module, ModulesToSaveWrapper)}
     modules = {

@@ -21,7 +21,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fwlora import distributed, linalg
-from fwlora.errors import ArgumentError
+from fwlora.errors import ArgumentError, NonFiniteFactorsError
 from fwlora.linalg import Factors
 from fwlora.record.files import write_atomically
 
@@ -91,11 +91,18 @@ def export_adapter(
 
     Raises:
         ArgumentError: for a bound that is none.
+        NonFiniteFactorsError: for inf or nan in a factor; nothing was written.
+        DecompositionError: where a cut needs an SVD that does not converge; nothing was written.
     """
     check_bounds("export_adapter", max_rank, tolerance)
     tensors: dict[str, Tensor] = {}
     ranks, errors = {}, {}
     for name, site in sites.items():
+        if not (site.factors.A.isfinite().all() and site.factors.B.isfinite().all()):
+            raise NonFiniteFactorsError(
+                f"A factor at {name!r} holds inf or nan, and nothing was written. Load the last good state; lower the lr, or "
+                "clip gradients."
+            )
         A, B, errors[name] = cut(site.factors, max_rank, tolerance)
         ranks[name] = B.shape[1]
         letters = ("lora_embedding_A", "lora_embedding_B") if site.is_embedding else ("lora_A.weight", "lora_B.weight")

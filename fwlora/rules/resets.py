@@ -70,7 +70,8 @@ class Gaussian(ResetRule):
     std: float = 0.02
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.std, int | float) and math.isfinite(self.std) and self.std > 0):
+        is_number = isinstance(self.std, int | float) and not isinstance(self.std, bool)
+        if not (is_number and math.isfinite(self.std) and self.std > 0):
             raise ArgumentError(f"`Gaussian(std=...)` takes a positive number and got {self.std!r}.")
 
     def draw(self, shape: tuple[int, ...], generator: Generator) -> Tensor:

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from peft import LoraConfig
+from torch import nn
 
 from fwlora import (
     At,
@@ -30,7 +31,7 @@ from fwlora import (
     StepDown,
     SupportBall,
 )
-from fwlora.errors import ArgumentError
+from fwlora.errors import ArgumentError, UnsupportedModelError
 from tests.conftest import train
 from tests.tables import CASES, output
 
@@ -41,10 +42,16 @@ CASE = CASES["linear"]
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"lr": NAN}, "`lr=nan`"),
+        ({"lr": INF}, "`lr=inf`"),
+        ({"lr": True}, "`lr=True`"),
         ({"lr": "0.1"}, "`lr='0.1'`"),
         ({"lr": -1}, "AdamW.*-1"),
+        ({"lr": torch.tensor(NAN)}, r"`lr=tensor\(nan\)`"),
         ({"lr": torch.ones(2)}, "1-element"),
+        ({"lr_ratio": INF}, "`lr_ratio=inf`"),
         ({"lr_ratio": NAN}, "`lr_ratio=nan`"),
+        ({"lr_ratio": True}, "`lr_ratio=True`"),
         ({"lr_ratio": -1}, "`lr_ratio=-1`"),
         ({"weight_decay": -1}, "AdamW.*weight_decay.*-1"),
         ({"weight_decay": NAN}, "AdamW.*nan"),
@@ -59,10 +66,24 @@ CASE = CASES["linear"]
         ({"rank": -1}, "`rank=-1`"),
         ({"alpha": NAN}, "`alpha=nan`"),
         ({"alpha": INF}, "`alpha=inf`"),
+        ({"alpha": True}, "`alpha=True`"),
         ({"seed": 1.5}, "`seed=1.5`"),
         ({"seed": "1"}, "`seed='1'`"),
+        ({"seed": True}, "`seed=True`"),
+        ({"freeze_A": "no"}, "`freeze_A='no'`.*True or False"),
+        ({"lora_bias": 1}, "`lora_bias=1`"),
+        ({"fast_layers": None}, "`fast_layers=None`"),
+        ({"residual_in_state": "x"}, "`residual_in_state='x'`"),
+        ({"exact_replay": 0}, "`exact_replay=0`"),
+        ({"target_modules": 5}, "`target_modules=5`"),
+        ({"target_modules": ["layers.0", 3]}, r"`target_modules=\['layers.0', 3\]`"),
         ({"target_modules": []}, "target_modules"),
+        ({"train_modules": None}, "`train_modules=`.*None"),
         ({"train_modules": [3]}, "`train_modules=` names 3"),
+        ({"chain_dir": 5}, "`chain_dir=5`"),
+        ({"chain_dir": __file__}, "`chain_dir=.*is a file"),
+        ({"original": 5}, "`original=5`"),
+        ({"original": "/nowhere/at/all"}, "`original='/nowhere/at/all'`: there is no such"),
         ({"lora_config": LoraConfig(r=4)}, "target_modules"),
         ({"lora_config": {"r": 4}}, "`lora_config=`.*dict"),
         ({"inner": "AdamW"}, "`inner='AdamW'`"),
@@ -84,6 +105,49 @@ def test_bad_option_is_named_and_the_model_left_as_it_was(options, message):
     assert not hasattr(model, "peft_config")
 
 
+@pytest.mark.parametrize("alpha", [0, NAN, INF])
+def test_adapter_whose_scale_lets_nothing_be_learned_is_refused(alpha):
+    config = LoraConfig(r=2, lora_alpha=alpha, target_modules=["layers.0"])
+    with pytest.raises(UnsupportedModelError, match="lora_alpha"):
+        ChainLoRAOptimizer(CASE.model(), lora_config=config)
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (lambda: nn.Linear(0, 4), "empty"),
+        (lambda: nn.Linear(4, 0), "empty"),
+        (lambda: nn.Embedding(5, 4, sparse=True), "sparse=False"),
+        (lambda: expanded(nn.Linear(4, 4)), "give it a copy"),
+        (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), "plain Linear"),
+    ],
+    ids=["no input", "no output", "sparse", "expanded", "weight norm"],
+)
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors:UserWarning")
+def test_layer_that_no_link_fits_is_refused(layer, message):
+    with pytest.raises(UnsupportedModelError, match=message):
+        ChainLoRAOptimizer(nn.Sequential(layer(), nn.Linear(4, 4)), target_modules="0")
+
+
+def expanded(linear: nn.Linear) -> nn.Linear:
+    linear.weight = nn.Parameter(torch.ones(1, 4).expand(4, 4))
+    return linear
+
+
+@pytest.mark.parametrize("inner", [torch.optim.Rprop, torch.optim.ASGD, torch.optim.Adagrad], ids=lambda inner: inner.__name__)
+def test_inner_optimizer_need_not_have_a_weight_decay(inner):
+    model = CASE.model()
+    optimizer = ChainLoRAOptimizer(model, 0.01, rank=2, target_modules=["layers.0"], knots=Every(3), inner=inner)
+    train(optimizer, model, CASE.batch(), 4)
+    assert len(optimizer.chain) == 1
+
+
+def test_hook_that_cannot_be_called_is_refused_before_the_knot(chained):
+    _, optimizer, _ = chained()
+    with pytest.raises(ArgumentError, match=r"`on_knot\(None\)`"):
+        optimizer.on_knot(None)
+
+
 RULES = {
     "`Every(steps=": [lambda v: Every(v), 0, -1, True, "3", 2.0, NAN],
     "`Evenly(links=": [lambda v: Evenly(v), 0, True, "3", NAN],
@@ -93,7 +157,7 @@ RULES = {
     "`Decay(warmup=": [lambda v: Decay(warmup=v), -1, True, "3"],
     "`StepDown(widths=": [lambda v: StepDown(v), [], [0], [True], ["4"], [4, 8], 4],
     "`Constant(width=": [lambda v: Constant(v), 0, -1, True, "8", 2.0],
-    "`Gaussian(std=": [lambda v: Gaussian(std=v), 0, -1, NAN, INF, "1"],
+    "`Gaussian(std=": [lambda v: Gaussian(std=v), 0, -1, NAN, INF, True, "1"],
     "`GradientAligned(steps=": [lambda v: GradientAligned(v), 1, 0, True, 2.0, "2"],
     "`Blocks(n=": [lambda v: Blocks(v), 0, -1, True, "2"],
     "`NuclearBall(radius=": [lambda v: NuclearBall(v), 0, -1, NAN, INF, True, "1"],

@@ -7,7 +7,7 @@ from peft import LoraConfig
 from torch import nn
 
 from fwlora import ChainLoRAOptimizer
-from fwlora.errors import ArgumentError
+from fwlora.errors import ArgumentError, SkippedLayersWarning
 from tests.tables import CASES, tiny_llama
 
 
@@ -38,6 +38,12 @@ def test_name_that_no_layer_has_is_answered_with_close_ones(wanted, message, thr
         ChainLoRAOptimizer(model, **options)
     assert fingerprint(model) == before
     assert not hasattr(model, "peft_config")
+
+
+def test_name_that_no_layer_has_among_others_is_warned_of():
+    with pytest.warns(SkippedLayersWarning, match='names v_prj, which no module has; did you mean "v_proj"'):
+        optimizer = ChainLoRAOptimizer(tiny_llama(), target_modules=["q_proj", "v_prj"])
+    assert {name.rpartition(".")[2] for name in optimizer.sites} == {"q_proj"}
 
 
 def test_layer_without_a_name_close_to_it_is_listed():

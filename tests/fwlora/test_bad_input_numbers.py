@@ -100,6 +100,17 @@ def test_clipping_a_bad_gradient_is_torchs_own_error(chained):
     optimizer.tie_knot()
 
 
+@pytest.mark.parametrize("options", [{}, {"max_rank": 1}, {"tolerance": 0.1}], ids=str)
+def test_adapter_with_nan_is_never_written(chained, tmp_path, options):
+    model, optimizer, _ = chained(steps=4)
+    poisoned_step(model, optimizer, NAN)
+    with pytest.raises(NonFiniteFactorsError, match=r"layers\.0.*nothing was written"):
+        optimizer.export_adapter(tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(NonFiniteFactorsError):
+        optimizer.merge_and_unload()
+
+
 # -- batches without rows ---------------------------------------------------------------------------------------------
 
 

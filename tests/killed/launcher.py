@@ -84,7 +84,7 @@ class Killer:
         counts = dict.fromkeys(PHASES, 0)
         progress = tqdm(total=kills, desc=self.variant, disable=kills < 100)
         ended = 0
-        while progress.n < kills:
+        while sum(counts.values()) < kills:
             self._shared[:] = bytes(2)
             began = time.perf_counter()
             child = _fork(self._killed)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fwlora import ChainLoRAOptimizer, Every, FrankWolfe, GradientAligned, Never, NuclearBall
-from fwlora.errors import DecompositionError
+from fwlora.errors import DecompositionError, RefusedKnotWarning
 from tests.conftest import make_chain, train
 from tests.tables import CASES, loss_of, output
 
@@ -104,8 +104,18 @@ def test_20_svd_that_fails_once_is_had_in_another_way(svd_fails, how):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
-def test_20_knot_that_needs_an_svd_is_refused_with_nothing_changed(svd_fails):
-    """jiaweizzhao/GaLore#58: Algorithm 2 reads spectra at a knot, and no factor is touched before it has them."""
+def test_20_aligned_link_starts_from_its_draw_where_the_svd_fails(svd_fails):
+    """jiaweizzhao/GaLore#26: training goes on, and the record says what happened."""
+    svd_fails(torch.inf)
+    model = CASE.model()
+    optimizer = make_chain(CASE, model, **OTHERS["aligned"])
+    assert steps_taken(model, optimizer, 9) == 9
+    assert [set(record.fallbacks.values()) for record in optimizer.ledger] == [{"SVD did not converge"}] * 2
+    assert optimizer.delta("layers.0").any()
+
+
+def test_20_knot_that_needs_an_svd_waits_where_it_fails(svd_fails):
+    """jiaweizzhao/GaLore#58: Algorithm 2 reads spectra at a knot; a scheduled one is put off, and no factor is touched."""
     model = CASE.model()
     optimizer = make_chain(CASE, model, **OTHERS["Algorithm 2"])
     train(optimizer, model, CASE.batch(), 2)
@@ -114,7 +124,12 @@ def test_20_knot_that_needs_an_svd_is_refused_with_nothing_changed(svd_fails):
     with pytest.raises(DecompositionError, match="did not converge"):
         optimizer.tie_knot()
     assert torch.equal(output(model, CASE.batch()), before)
-    assert len(optimizer.chain) == 0
+    with pytest.warns(RefusedKnotWarning, match="did not converge"):
+        train(optimizer, model, CASE.batch(), 1)
+    assert (len(optimizer.chain), optimizer.progress.step) == (0, 3)
+    svd_fails(0)
+    train(optimizer, model, CASE.batch(), 3)
+    assert [record.refused is None for record in optimizer.ledger] == [False, True]
 
 
 def test_20_export_is_cut_all_the_same_or_not_at_all(chained, svd_fails, tmp_path):
