@@ -67,7 +67,7 @@ class Standing:
 
         Raises:
             DisconnectedParametersError: also for factors that nobody steps.
-            UnsupportedModelError: also for shared tensors, a link that can never grow, and weights that were cast.
+            UnsupportedModelError: also for shared tensors, and weights that were cast.
         """
         self.check()
         ids = {id(parameter) for parameter in stepped}
@@ -84,12 +84,6 @@ class Standing:
                         f"The optimizer does not step the factors that {name!r} has now (was the model sharded, cast or "
                         "re-injected after `ChainLoRAOptimizer(model)`?); make the optimizer last."
                     )
-            if site.drawn.requires_grad and not site.zeroed.requires_grad:
-                letter = "A" if site.is_embedding else "B"
-                raise UnsupportedModelError(
-                    f"{letter} of {name!r} is frozen and zero at the start of every link, so that its link could never grow. "
-                    "Set `requires_grad`, or freeze both factors."
-                )
         self.check_weights(merged=merged)
         self._refuse_ties()
 
