@@ -5,7 +5,6 @@ from fwlora.gap import GapReport as GapReport
 from fwlora.gap import SiteGap as SiteGap
 from fwlora.layers.sites import Site as Site
 from fwlora.optimizer import ChainLoRAOptimizer as ChainLoRAOptimizer
-from fwlora.optimizer import unwrap as unwrap
 from fwlora.record.chain import Chain as Chain
 from fwlora.record.chain import Link as Link
 from fwlora.record.export import ExportReport as ExportReport
@@ -47,5 +46,6 @@ from fwlora.rules import ShortStep as ShortStep
 from fwlora.rules import StepDown as StepDown
 from fwlora.rules import StepSize as StepSize
 from fwlora.rules import SupportBall as SupportBall
+from fwlora.unwrapping import unwrap as unwrap
 
 __version__ = "0.1.0"

@@ -113,7 +113,7 @@ class Alignment:
         if document is None or document["done"] is None:
             return
         # Before sites could rest, all were looked at and none was named.
-        if set(document.get("sites", self._all)) != set(active):
+        if sorted(document.get("sites", self._all)) != sorted(active):
             raise StateError(
                 f"The state was saved within the {document['of']} steps that align a link, at other sites than those that "
                 "learn here; give the same `blocks=` as when the state was made."
@@ -122,6 +122,14 @@ class Alignment:
             raise StateError(
                 f"The state was saved within the {document['of']} steps that align a link, and `reset={self._rule}` has "
                 f"{self._rule.probes}; give the same `reset=` as when the state was made."
+            )
+        done, sums = document["done"], document["sums"]
+        # Of which rank the link is the state says; the site's own may be another meanwhile.
+        sizes = {name: len(self._directions(self._all[name], done)) for name in active}
+        if done >= document["of"] or any(s.ndim != 2 or len(s) != sizes.get(name) for name, s in sums.items()):
+            raise StateError(
+                f"The state is damaged: it is {done} steps into the {document['of']} that align a link, and its sums are those "
+                "of no such moment. Nothing was changed; load an earlier one."
             )
 
     def restore(self, document: Mapping[str, Any] | None) -> None:
@@ -144,11 +152,19 @@ class Alignment:
         """The step at which the sides change."""
         return self._rule.probes // 2
 
+    def _side(self, site: Site, done: int) -> Side:
+        """The factor whose gradient the step after so many reads."""
+        return Side(site, site.zeroed if done < self._turn else site.drawn)
+
+    def _directions(self, site: Site, done: int) -> Tensor:
+        side = self._side(site, done)
+        return side.directions(side.factor.detach())
+
     def _product(self, site: Site) -> Tensor:
         assert self._done is not None
-        side = Side(site, site.zeroed if self._done < self._turn else site.drawn)
+        side = self._side(site, self._done)
         if side.factor.grad is None:  # a layer that the batch did not reach
-            return torch.zeros_like(side.directions(side.factor.detach()), dtype=torch.float32)
+            return torch.zeros_like(self._directions(site, self._done), dtype=torch.float32)
         return side.product.detach().to(torch.promote_types(side.factor.dtype, torch.float32))
 
     def _take(self, found: Mapping[str, Tensor]) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
@@ -84,7 +83,6 @@ class ChainHolder(DelegatingOptimizer):
         self._has_warned = False  # of lost updates
         self._is_asked = True  # the schedule, after the last step
         self._originals: dict[str, Fingerprint] | None = None
-        self._dtypes: dict[str, torch.dtype] = {}
         self._awaits_load = False
         self._finished = False
         self._knot_hooks: OrderedDict[int, Callable[[KnotRecord], None]] = OrderedDict()
@@ -171,10 +169,12 @@ class ChainHolder(DelegatingOptimizer):
 
     def _warn_of_losses(self, record: KnotRecord) -> None:
         """Say once where an update is too small for what a weight and its rounding errors hold."""
+        if self._has_warned:
+            return
         sites = [self._sites[name] for name in record.ranks if not self._sites[name].keeps_links]
         reasons = ((s.name, lost(s.weight.dtype, record.relative_updates[s.name], record.gains[s.name])) for s in sites)
         losses = [f"at {name!r} {reason}" for name, reason in reasons if reason]
-        if losses and not self._has_warned:
+        if losses:
             self._has_warned = True
             warn(
                 f"Knot {record.knot + 1} loses over 1 % of its update at {len(losses)} site(s): {losses[0]}. Train longer "
@@ -229,22 +229,7 @@ class ChainHolder(DelegatingOptimizer):
         """Fingerprints of the adapted weights before the first merge; until then the user may still load others."""
         if self._originals is None or not len(self._chain):
             self._originals = restore.marks(self._attachment.sites)
-            self._note_precision()
-        self._check_precision()
         return self._originals
-
-    def _note_precision(self) -> None:
-        """Remember what the weights are stored as: rounding errors and fingerprints are of that."""
-        self._dtypes = {name: site.weight.dtype for name, site in self._sites.items()}
-
-    def _check_precision(self) -> None:
-        for name, site in self._sites.items():
-            if site.weight.dtype != self._dtypes[name]:
-                raise UnsupportedModelError(
-                    f"{name!r} was cast from {self._dtypes[name]} to {site.weight.dtype} after {len(self._chain)} knot(s): the "
-                    "rounding errors kept beside it, and saved states, are of the former. Cast it back; to train in another "
-                    "precision cast before the first knot, or end the chain with `merge_and_unload()` and cast then."
-                )
 
     def _begin_link(self, index: int) -> None:
         """All sites are drawn: the link of this index begins at those whose turn it is."""

@@ -7,10 +7,7 @@ The inner optimizer's per-parameter state is its own: nothing of ours is ever wr
 
 from __future__ import annotations
 
-import difflib
-import functools
-import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fwlora.errors import ArgumentError, DisconnectedParametersError, NoGradientError, StateError
+from fwlora import distributed
+from fwlora.errors import DisconnectedParametersError, NoGradientError, StateError
 from fwlora.linalg import extremes
-from fwlora.sharding import local
+from fwlora.sharding import is_sharded, local
 
 # Optimizers for which zeroing every state tensor in place is the same as never having stepped, bit for bit. For the others
 # (NAdam's mu_product starts at 1, Rprop's step size at lr, ...) the state is dropped and they build it anew.
@@ -34,10 +32,6 @@ _ZEROED_IS_FRESH: tuple[type[Optimizer], ...] = (
     torch.optim.Adafactor,
     torch.optim.Muon,
 )
-# torch has a fused kernel of these, which steps all parameters at once, and does not choose it by itself.
-_FUSED_BY_DEFAULT = (torch.optim.Adam, torch.optim.AdamW)
-# Options by which a user says how to step.
-_CHOICES = frozenset({"fused", "foreach", "capturable", "differentiable"})
 # Attributes that others hang on the instance (schedulers and accelerate patch `step`) or that hold unpicklable callbacks.
 _TRANSIENT = frozenset({
     "step", "_opt_called", "_knot_hooks", "_at_knots",
@@ -158,10 +152,12 @@ class DelegatingOptimizer(Optimizer):
         """What of a document is not this optimizer's."""
         if not (isinstance(groups, list) and all(isinstance(group, Mapping) for group in groups)):
             return "`param_groups` is no list of dicts"
+        # A distributed checkpoint has names for numbers.
+        listed = [group.get("params") for group in groups]
+        if not all(isinstance(params, list) and {*map(type, params)} <= {int, str} for params in listed):
+            return "`param_groups` list something else than numbers of parameters"
         shape = [(group.get("role"), len(group["params"])) for group in self.param_groups]
-        theirs = [
-            (group.get("role"), len(group["params"])) if isinstance(group.get("params"), list) else None for group in groups
-        ]
+        theirs = [(group.get("role"), len(group["params"])) for group in groups]
         if shape != theirs:
             return f"`param_groups` have the roles and sizes {theirs}, and this optimizer's have {shape}"
         if not isinstance(state, Mapping):
@@ -170,11 +166,15 @@ class DelegatingOptimizer(Optimizer):
         homes = {id(p): i for i, group in enumerate(self.param_groups) for p in group["params"]}
         kinds: dict[Any, str] = {}
         keys: dict[Any, set[Any]] = {}
+        counted = {"step" in entry for entry in state.values() if isinstance(entry, Mapping)}
         for number, entry in state.items():
             if number not in numbers or not isinstance(entry, Mapping):
                 return f"`state` has the entry {number!r}, which is that of no parameter"
             if not self._is_torchs_own:
                 continue
+            # An optimizer counts the steps of all parameters or of none.
+            if not all(isinstance(key, str) for key in entry) or len(counted) > 1:
+                return f"`state[{number}]` has {sorted(map(str, entry))}, which no optimizer keeps beside the other entries"
             parameter = numbers[number]
             # Adafactor keeps other sums of vectors than of matrices, and groups may differ in options.
             like = homes[id(parameter)], parameter.ndim
@@ -183,6 +183,8 @@ class DelegatingOptimizer(Optimizer):
                 return f"`state[{number}]` has {sorted(map(str, entry))}, and other entries have {sorted(map(str, usual))}"
             for key, value in entry.items():
                 kind = _kind(value, parameter) if isinstance(value, Tensor) else type(value).__name__
+                if key == "step" and isinstance(value, Tensor) and value.numel() != 1:
+                    kind = "misfit"
                 # Of a parameter with an axis of one a sum over that axis has the parameter's own shape.
                 if kind == "misfit" or (1 not in parameter.shape and kinds.setdefault((*like, key), kind) != kind):
                     shape = f"{value.dtype} of {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
@@ -211,6 +213,15 @@ class DelegatingOptimizer(Optimizer):
                         "it back; a model is to be cast before the first step."
                     ) from error
             raise
+
+    def is_state_filling(self) -> bool:
+        """Whether torch's distributed checkpoint is asking for a step, with lr 0 and zero gradients, to fill an empty state."""
+        if self.state or any(float(group["lr"]) != 0 for group in self.param_groups):
+            return False
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        is_empty = not any(bool(local(gradient).any()) for gradient in gradients)
+        is_of_all = any(map(is_sharded, gradients))  # then all ranks ask, and one may hold no row
+        return len(gradients) > 0 and (distributed.every(is_empty) if is_of_all else is_empty)
 
     def forget(self, parameters: Iterable[Tensor]) -> None:
         """Make the inner optimizer treat these parameters as never stepped: moments, and Adam's `step` with them."""
@@ -278,116 +289,6 @@ def _zeros_alike(value: Any, model: Tensor, parameter: Tensor) -> Any:
         return torch.zeros_like(value) if isinstance(value, Tensor) else value
     sizes = zip(value.shape, model.shape, parameter.shape, strict=True)
     return value.new_zeros([wanted if size == of_model else size for size, of_model, wanted in sizes])
-
-
-def groups_by_role(
-    factors: Iterable[list[nn.Parameter]], trained: list[nn.Parameter], lr: float | Tensor, lr_ratio: float
-) -> list[dict[str, Any]]:
-    """Parameter groups for A, for B with its bias, and for modules trained in full; empty ones are left out.
-
-    Args:
-        factors: [A, B] or [A, B, bias] of each site.
-        trained: parameters trained in full.
-        lr: rate of A and of trained modules.
-        lr_ratio: B's rate over A's (LoRA+).
-
-    Returns:
-        The groups, each with its ``role``.
-    """
-    factors = list(factors)
-    roles = {
-        "A": ([site[0] for site in factors], lr),
-        "B": ([p for site in factors for p in site[1:]], lr * lr_ratio),
-        "trained": (trained, lr),
-    }
-    return [
-        # A tensor rate is scheduled in place: each group needs its own.
-        {"params": chosen, "lr": rate.clone() if isinstance(rate, Tensor) else rate, "role": role}
-        for role, (parameters, rate) in roles.items()
-        if (chosen := [p for p in parameters if p.requires_grad])
-    ]
-
-
-def build_inner(
-    factory: Callable[..., Optimizer], groups: list[dict[str, Any]], options: dict[str, Any], outer_names: Iterable[str]
-) -> Optimizer:
-    """Make the inner optimizer, with a helpful error for an option that nobody knows.
-
-    Args:
-        factory: an optimizer class, or a callable that takes groups and keyword options.
-        groups: the parameter groups.
-        options: keyword options for `factory`.
-        outer_names: the outer optimizer's own keyword names, for "did you mean".
-
-    Returns:
-        The optimizer.
-
-    Raises:
-        ArgumentError: for an unknown option, a closure-only optimizer, or values that the inner optimizer refuses.
-    """
-    name = getattr(factory, "__name__", repr(factory))
-    if not callable(factory):
-        raise ArgumentError(f"`inner={factory!r}`: give an optimizer class, such as `inner=torch.optim.AdamW`.")
-    if isinstance(factory, type) and issubclass(factory, torch.optim.LBFGS):
-        raise ArgumentError(
-            "`inner=LBFGS` evaluates a closure several times a step, and a chain counts one evaluation a step; use AdamW."
-        )
-    accepted = inspect.signature(factory).parameters
-    if "weight_decay" not in accepted and not options.get("weight_decay"):
-        options = {option: value for option, value in options.items() if option != "weight_decay"}  # not all have one
-    if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in accepted.values()):
-        for option in options:
-            if option not in accepted:
-                guess = difflib.get_close_matches(option, [name for name in (*outer_names, *accepted) if name != option], n=1)
-                raise ArgumentError(
-                    f"`{option}=` is an option neither of ChainLoRAOptimizer nor of its inner {name}"
-                    + (f"; did you mean `{guess[0]}=`?" if guess else ".")
-                )
-    if factory in _FUSED_BY_DEFAULT and not _CHOICES & options.keys() and _all_fusible(factory, groups):
-        options = {**options, "fused": True}
-    try:
-        inner = factory(groups, **options)
-    except (ValueError, TypeError) as error:
-        raise ArgumentError(f"`inner={name}` refused its options {sorted(options)}: {error}") from error
-    if not isinstance(inner, Optimizer):
-        raise ArgumentError(f"`inner={name}` made a {type(inner).__name__}, no torch optimizer; give a class such as AdamW.")
-    return inner
-
-
-def _all_fusible(factory: Callable[..., Optimizer], groups: Iterable[dict[str, Any]]) -> bool:
-    return all(_is_fusible(factory, *kind) for kind in {(p.device, p.dtype) for group in groups for p in group["params"]})
-
-
-@functools.cache
-def _is_fusible(factory: Callable[..., Optimizer], device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether torch has the kernel, found out by a step: which devices have one is nowhere told in public."""
-    parameter = torch.zeros(1, device=device, dtype=dtype, requires_grad=True)
-    parameter.grad = torch.zeros_like(parameter)
-    try:
-        factory([parameter], fused=True).step()
-    except (RuntimeError, NotImplementedError):
-        return False
-    return True
-
-
-def check_muon(inner: object, sites: Iterable[tuple[str, bool, list[nn.Parameter]]]) -> None:
-    """Muon orthogonalises matrices; refuse it where a site is no Linear.
-
-    Args:
-        inner: the factory.
-        sites: (name, whether it is linear, parameters) of each site.
-
-    Raises:
-        ArgumentError: naming the first site that is not served.
-    """
-    if inner is not torch.optim.Muon:
-        return
-    for name, is_linear, parameters in sites:
-        if not is_linear or any(p.ndim != 2 for p in parameters):
-            raise ArgumentError(
-                f"`inner=Muon` orthogonalises the updates of matrices, and the site {name!r} is not a plain Linear. Leave it "
-                "out of `target_modules=` (and `lora_bias=` off), or use AdamW."
-            )
 
 
 def check_connected(stepped: Iterable[Tensor], factors: Iterable[nn.Parameter], borrowed: Iterable[nn.Parameter] = ()) -> None:

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from fwlora import distributed
 from fwlora.arguments import check_biases, check_first_rank, check_places, check_rate, flags, rule, whole
+from fwlora.building import build_inner, check_muon, groups_by_role
 from fwlora.course import Course
 from fwlora.errors import (
-    ArgumentError,
     DecompositionError,
     FwloraError,
     FwloraWarning,
@@ -30,7 +30,7 @@ from fwlora.errors import (
 )
 from fwlora.folding import plan
 from fwlora.gap import GapReport
-from fwlora.inner import build_inner, check_connected, check_muon, groups_by_role
+from fwlora.inner import check_connected
 from fwlora.interrupts import sigint_waits
 from fwlora.knot import Knot, check_finite, verify_agreement
 from fwlora.layers.attach import attach, lora_layers, undone_on_error
@@ -219,7 +219,7 @@ class ChainLoRAOptimizer(MeasuredChain):
                 shared, or weights were cast.
             NoGradientError: at the first step, where no factor has a gradient.
         """
-        if closure is None and self._is_state_filling():
+        if closure is None and self.is_state_filling():
             self.inner.step()
             self.forget(self.parameters())
             return None
@@ -384,14 +384,6 @@ class ChainLoRAOptimizer(MeasuredChain):
         self._ledger.append(KnotRecord(len(self._chain), self._course.step, self._course.link_step, refused=reason))
         warn(f"A scheduled knot was refused and waits for the next due step: {reason}", RefusedKnotWarning)
 
-    def _is_state_filling(self) -> bool:
-        """Whether this is torch's distributed checkpoint, which fills an empty state by a step with lr 0 and zero grads."""
-        if self.state or any(float(group["lr"]) != 0 for group in self.param_groups):
-            return False
-        gradients = [p.grad for p in self.parameters() if p.grad is not None]
-        is_empty = not any(bool(local(gradient).any()) for gradient in gradients)
-        return len(gradients) > 0 and (distributed.every(is_empty) if self.is_sharded else is_empty)
-
     def _check_ready(self) -> None:
         self._check_unfinished()
         self._reshard()
@@ -400,23 +392,3 @@ class ChainLoRAOptimizer(MeasuredChain):
         self._ask_schedule()
         self._check_measured()
         self._course.check_link()
-
-
-def unwrap(optimizer: Any) -> ChainLoRAOptimizer:
-    """The chain inside what accelerate (or any wrapper with an `optimizer` attribute) made of it.
-
-    Args:
-        optimizer: the wrapper, or the chain itself.
-
-    Returns:
-        The chain.
-
-    Raises:
-        ArgumentError: where there is none inside.
-    """
-    inside = optimizer
-    while not isinstance(inside, ChainLoRAOptimizer):
-        inside = getattr(inside, "optimizer", None)
-        if inside is None:
-            raise ArgumentError(f"`unwrap(optimizer)` finds no ChainLoRAOptimizer inside a {type(optimizer).__name__}.")
-    return inside

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,14 @@ from fwlora.holder import ChainHolder
 from fwlora.layers.attach import Attachment
 from fwlora.layers.sites import Site
 from fwlora.record.chain import Chain
+from fwlora.record.consistency import check_links
 from fwlora.record.files import read_checked, write_checked
 from fwlora.record.fingerprint import Fingerprint
 from fwlora.record.ledger import Ledger
 from fwlora.record.seal import seal
 from fwlora.record.state import KEY, KNOT, STEP, State
 from fwlora.rules import ResetRule
-from fwlora.sharding import cut, gathered, gathered_deep, local, spread
+from fwlora.sharding import all_rows, cut, local, spread, whole_deep
 from fwlora.turns import Turns
 
 FILE = "chain.pt"
@@ -132,6 +132,11 @@ class PersistentChain(ChainHolder):
                 f"{'one process' if self._shard is None else 'rank {rank} of {of}'.format(**self._shard)}. What "
                 "`optimizer.save(dir)` writes holds all of them, and `load(dir)` reads it on any number of ranks."
             )
+        if state.originals.keys() != self._targets().keys():
+            raise StateError(
+                f"The state merged into {', '.join(state.originals)}, and this model's are {', '.join(self._targets())}; give "
+                "the same model and `lora_bias=`."
+            )
         live = {name: _values(site) for name, site in self._sites.items()}
         state.check(self.seed, live, {name: site.scaling for name, site in self._sites.items()}, self._trained())
         self.check_moments(document)
@@ -143,6 +148,7 @@ class PersistentChain(ChainHolder):
         self._alignment.check(state.alignment, self._turns.names(len(state.links)))
         chain = Chain.from_document(state.links, self._chain.directory)
         links = list(chain)
+        check_links(links, live)
         ledger = Ledger.from_document(state.ledger)
         is_whole = state.shard is None
         wanted, exact = restore.plan(
@@ -174,13 +180,12 @@ class PersistentChain(ChainHolder):
                 local(value).copy_(cut(state.trained[name], value))
         self._chain, self._ledger = chain, ledger
         self._originals = restore.parted(state.originals) if is_whole and self.is_sharded else state.originals
-        self._note_precision()
         self._keep_links(self._sites)
         self._course.restore(state.step, state.link_step, len(chain), state.total_steps, state.history)
         self._take_turns(len(chain))
         self._alignment.restore(state.alignment)
         self._awaits_load = False
-        self._standing.renew()
+        self._standing.check_weights(merged=False)  # they are the chain's, in the precision that they have now
 
     def _load_stripped(self, document: dict[str, Any]) -> None:
         """A state that torch's distributed checkpoint has cut down to groups and moments."""
@@ -189,8 +194,11 @@ class PersistentChain(ChainHolder):
                 f"The state has no {KEY!r} entry and counts no knot, and this chain has tied {len(self._chain)}; load it into "
                 "a fresh optimizer on the original base."
             )
+        self.check_moments(document)
+        counters = {(group.get(STEP, 0), group.get(KNOT, 0)) for group in document["param_groups"]}
+        if any(type(count) is not int or count < 0 for pair in counters for count in pair):
+            raise StateError(f"The state's groups count steps and knots as {sorted(counters, key=str)}; it is damaged.")
         super().load_document(document)
-        counters = {(group.get(STEP, 0), group.get(KNOT, 0)) for group in self.param_groups}
         step, knots = max(counters, default=(0, 0))
         self._course.restore(step, step, 0, self._course.total_steps, {})
         if step >= self.reset.probes:
@@ -256,6 +264,7 @@ class PersistentChain(ChainHolder):
         """
         self._check_unfinished()
         self._check_loaded()
+        self._standing.check_weights(merged=len(self._chain) > 0)
         self.complete_knot()
         if isinstance(to_knot, bool) or not isinstance(to_knot, int) or not 0 <= to_knot <= len(self._chain):
             raise ArgumentError(f"`rollback(to_knot={to_knot!r})`: this chain has knots 0 to {len(self._chain)}.")
@@ -319,7 +328,7 @@ class PersistentChain(ChainHolder):
 
     def _own_residuals(self, state: State) -> dict[str, Tensor]:
         """The rounding errors of this rank's rows; those that are of no such rows are refused."""
-        targets = {name: target for site in self._sites.values() for name, target in site.targets().items()}
+        targets = self._targets()
         residuals = {}
         for name, value in (state.residuals or {}).items():
             own = targets.get(name)
@@ -331,17 +340,22 @@ class PersistentChain(ChainHolder):
                 )
         return residuals
 
+    def _targets(self) -> dict[str, Tensor]:
+        return {name: target for site in self._sites.values() for name, target in site.targets().items()}
+
     def _of_all_rows(self, marks: Mapping[str, Fingerprint]) -> dict[str, Fingerprint]:
         return restore.joined(marks) if self.is_sharded else dict(marks)
 
     def _gathered(self, document: dict[str, Any]) -> dict[str, Any]:
         """The state of one process from those of all ranks, tensor by tensor."""
-        state = State.from_document(document)
-        targets = {name: target for site in self._sites.values() for name, target in site.targets().items()}
-        residuals = state.residuals and {name: gathered(value, targets[name]) for name, value in state.residuals.items()}
-        originals, merged = self._of_all_rows(state.originals), self._of_all_rows(state.merged)
-        whole = replace(state, originals=originals, merged=merged, residuals=residuals, shard=None)
-        return seal(gathered_deep(document | {KEY: whole.document()}), KEY)
+        entry = {**document[KEY], "shard": None}
+        for field in ("originals", "merged"):
+            marks = self._of_all_rows({name: Fingerprint(**mark) for name, mark in entry[field].items()})
+            entry[field] = {name: mark._asdict() for name, mark in marks.items()}
+        if entry["residuals"] is not None:
+            targets = self._targets()
+            entry["residuals"] = {name: all_rows(value, targets[name]) for name, value in entry["residuals"].items()}
+        return seal(whole_deep(document | {KEY: entry}), KEY)
 
     def _fitted(self, moments: Mapping[int, Mapping[str, Any]]) -> Mapping[int, Mapping[str, Any]]:
         """What is whole cut as the parameters are; a distributed checkpoint's, which has names for numbers, comes cut."""

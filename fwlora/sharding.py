@@ -64,21 +64,21 @@ def spread(values: Tensor, like: Tensor) -> Tensor:
     return _of_shards(own, like)
 
 
-def gathered(own: Tensor, like: Tensor) -> Tensor:
+def all_rows(own: Tensor, like: Tensor) -> Tensor:
     """All rows of something of which each rank holds the rows that it holds of `like`, on the CPU; every rank must ask."""
     if not isinstance(like, DTensor):
         return own
     return _of_shards(own.to(like.device), like).full_tensor().cpu()
 
 
-def gathered_deep(document: Any) -> Any:
+def whole_deep(document: Any) -> Any:
     """A document with every sharded tensor in it whole and on the CPU; every rank must ask, with the same keys in order."""
     if isinstance(document, DTensor):
         return whole(document).cpu()
     if isinstance(document, Mapping):
-        return {key: gathered_deep(value) for key, value in document.items()}
+        return {key: whole_deep(value) for key, value in document.items()}
     if isinstance(document, list | tuple):
-        return type(document)(map(gathered_deep, document))
+        return type(document)(map(whole_deep, document))
     return document
 
 

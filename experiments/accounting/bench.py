@@ -21,6 +21,7 @@ from experiments.errors import UsageError
 from experiments.language.loading import DTYPES
 from experiments.methods import Method, unavailable
 from experiments.tasks.random_tokens import RandomTokens
+from fwlora.errors import LostUpdatesWarning
 
 ALL_LINEAR = "all-linear"
 
@@ -183,7 +184,8 @@ def sweep() -> None:
 
 @contextmanager
 def short_links() -> Iterator[None]:
-    """Links of a few steps without the warning that they do not pay: nothing is learnt here."""
+    """Links of a few steps without the warnings that they do not pay or change no weight: nothing is learnt here."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".* makes a link of ")
+        warnings.simplefilter("ignore", LostUpdatesWarning)
         yield

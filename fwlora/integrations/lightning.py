@@ -12,7 +12,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from fwlora.errors import ArgumentError
 from fwlora.integrations.publish import publish
 from fwlora.integrations.telling import bind, lines
-from fwlora.optimizer import ChainLoRAOptimizer, unwrap
+from fwlora.optimizer import ChainLoRAOptimizer
+from fwlora.unwrapping import unwrap
 
 FOLDER = "chain_adapter"
 

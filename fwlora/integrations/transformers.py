@@ -14,9 +14,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from fwlora.errors import ArgumentError, SaveModelWarning
 from fwlora.integrations.publish import discard, publish, sweep
 from fwlora.integrations.telling import bind, lines
-from fwlora.optimizer import ChainLoRAOptimizer, unwrap
+from fwlora.optimizer import ChainLoRAOptimizer
 from fwlora.persistence import FILE as STATE
 from fwlora.rules import Never
+from fwlora.unwrapping import unwrap
 
 FOLDER = "chain_adapter"
 SAVES = "chain_adapters"

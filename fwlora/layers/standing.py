@@ -88,10 +88,10 @@ class Standing:
         self._refuse_ties()
 
     def check_weights(self, *, merged: bool) -> None:
-        """Before a knot and a state: a weight that links were merged into keeps its precision.
+        """Before a knot, a state and a rollback: a weight that links were merged into keeps its precision.
 
         Args:
-            merged: whether the weights hold links already.
+            merged: whether the weights hold links already; else they are what they are to be.
 
         Raises:
             UnsupportedModelError: for a weight that was cast.
@@ -106,10 +106,6 @@ class Standing:
                     "could be replayed. `export_adapter()` still has every link; to train on, load the last state into a model "
                     "that was not cast."
                 )
-
-    def renew(self) -> None:
-        """The weights were found to be the chain's, in the precision that they have now."""
-        self._dtypes = None
 
     def _refuse_ties(self) -> None:
         values = (local(p) for module in self._model.modules() for p in module.parameters(recurse=False))

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, overload
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -246,7 +246,10 @@ class Chain(Sequence[Link]):
                 f"{link.file} in `chain_dir={str(self.directory)!r}` is not the file that this chain wrote (another run "
                 "did?). Give each run a folder of its own."
             )
-        return Link.from_file(path)
+        try:
+            return Link.from_file(path)
+        except (SafetensorError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ChainFileError(f"{link.file} in `chain_dir={str(self.directory)!r}` holds no link: {error}.") from error
 
     def __len__(self) -> int:
         return len(self._links)

@@ -23,8 +23,8 @@ def whole(least: int = 0, most: int = _INT64 - 1) -> Check:
 
 
 def number(x: Any) -> str | None:
-    """A number that is finite."""
-    is_one = type(x) in (int, float) and math.isfinite(x)
+    """A float that is finite; an integer would come back as another document."""
+    is_one = type(x) is float and math.isfinite(x)
     return None if is_one else f" is {_told(x)}, no finite number"
 
 
@@ -40,7 +40,8 @@ def text(x: Any) -> str | None:
 
 def file_name(x: Any) -> str | None:
     """The name of a file, which leads to no other folder."""
-    return None if type(x) is str and x and not set(x) & set("/\\:") else f" is {_told(x)}, no file's name"
+    is_one = type(x) is str and 0 < len(x.encode(errors="replace")) < 256 and not set(x) & set("/\\:\0")
+    return None if is_one else f" is {_told(x)}, no file's name"
 
 
 def one_of(*values: str | None) -> Check:
@@ -61,6 +62,8 @@ def tensor(*dtypes: torch.dtype, shape: tuple[int, ...] | None = None, least: in
     def check(x: Any) -> str | None:
         if not isinstance(x, Tensor):
             return f" is {_told(x)}, no tensor"
+        if _is_strange(x):
+            return " is a tensor that is sparse, nested or without numbers"
         if x.dtype not in dtypes if dtypes else not x.dtype.is_floating_point:
             return f" is a tensor of {x.dtype}, not of {', '.join(map(str, dtypes)) or 'floating numbers'}"
         if x.ndim < least or shape not in (None, tuple(x.shape)):
@@ -72,7 +75,9 @@ def tensor(*dtypes: torch.dtype, shape: tuple[int, ...] | None = None, least: in
 
 def any_tensor(x: Any) -> str | None:
     """A tensor of any type and shape."""
-    return None if isinstance(x, Tensor) else f" is {_told(x)}, no tensor"
+    if not isinstance(x, Tensor):
+        return f" is {_told(x)}, no tensor"
+    return " is a tensor that is sparse, nested or without numbers" if _is_strange(x) else None
 
 
 def maybe(check: Check) -> Check:
@@ -137,6 +142,10 @@ def record(must: Mapping[str, Check], **may: Check) -> Check:
         return next((f"[{key!r}]{wrong}" for key, value in x.items() if (wrong := checks[key](value))), None)
 
     return of
+
+
+def _is_strange(x: Tensor) -> bool:
+    return x.layout is not torch.strided or x.is_nested or x.is_meta
 
 
 def same_names(one: Collection[str], other: Collection[str]) -> str | None:

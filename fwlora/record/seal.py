@@ -82,6 +82,8 @@ def _is_link(value: Any) -> bool:
 
 
 def _walk(value: Any, sha256: Any) -> None:
+    if isinstance(value, Tensor) and (value.layout is not torch.strided or value.is_nested or value.is_meta):
+        raise StateError("A state holds tensors with all their numbers, and this one has one that is sparse, nested or empty.")
     if isinstance(value, Tensor):
         own = local(value).cpu().contiguous()
         sha256.update(f"T{own.dtype}{tuple(value.shape)}{tuple(own.shape)}".encode())
@@ -100,7 +102,7 @@ def _walk(value: Any, sha256: Any) -> None:
     elif type(value) is float:
         sha256.update(b"F" + struct.pack("<d", value))
     elif value is None or type(value) in (bool, int, str):
-        told = str(value).encode()
+        told = str(value).encode(errors="surrogatepass")
         sha256.update(f"{type(value).__name__}{len(told)}:".encode() + told)
     else:
         raise StateError(f"A state holds tensors and plain data, and this one a {type(value).__name__}; it cannot be kept.")

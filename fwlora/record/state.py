@@ -24,12 +24,12 @@ from fwlora.record.checks import (
     maybe,
     number,
     record,
-    same_names,
     sequence,
     tensor,
     text,
     whole,
 )
+from fwlora.record.consistency import inconsistency
 from fwlora.record.fingerprint import BINS, Fingerprint
 from fwlora.record.ledger import RECORD
 from fwlora.record.seal import CHECKSUM, check_seal
@@ -141,7 +141,7 @@ class State:
         if version < SEALED and CHECKSUM in entry:
             raise StateError(f"The state is damaged: it says version {version}, which had no checksum, and has one.")
         values = _migrated(entry)
-        wrong = record(_FIELDS, **{CHECKSUM: text})(values) or _inconsistency(values)
+        wrong = record(_FIELDS, **{CHECKSUM: text})(values) or inconsistency(values)
         if wrong:
             raise StateError(f"The state is damaged: {key!r}{wrong}. Nothing was changed; load an earlier one.")
         if version >= SEALED:
@@ -192,13 +192,6 @@ class State:
                     f"At site {name!r} the state's scale is {self.scalings[name]} and this optimizer's {scalings[name]}; give "
                     "the same `alpha=` or `lora_config=` as when the state was made."
                 )
-        for index, link in enumerate(self.links):
-            for name, factors in link.get("sites", {}).items():
-                if name not in live or not _fits(factors, live[name]):
-                    raise StateError(
-                        f"Link {index} of the state does not fit this model at {name!r}; give the model and the layers that "
-                        "the state was made with."
-                    )
         if _shapes(self.trained) != _shapes(trained):
             raise StateError(
                 f"The state trains {_shapes(self.trained)} in full and this optimizer {_shapes(trained)}; give the same model "
@@ -215,43 +208,6 @@ def _migrated(entry: Mapping[str, Any]) -> dict[str, Any]:
             values["links"] = [{**x, "shrinks": {}} if isinstance(x, Mapping) and "sites" in x else x for x in links]
         values["alignment"] = None
     return values if entry["version"] == VERSION else {**values, "version": VERSION, "shard": None}
-
-
-def _inconsistency(values: Mapping[str, Any]) -> str | None:
-    """What two fields say that cannot both be; None where all agree."""
-    live, tied = values["live"], [entry for entry in values["ledger"] if entry.get("refused") is None]
-    for one, other in (("ranks", "live"), ("scalings", "live"), ("merged", "originals")):
-        name = same_names(values[one], values[other])
-        if name is not None:
-            return f" names {name!r} in one of {one!r} and {other!r} only"
-    if not values["links"] and any(values["merged"][n]["exact"] != m["exact"] for n, m in values["originals"].items()):
-        return " holds no link, and its weights are not the original ones"
-    unknown = sorted(set(values["residuals"] or {}) - set(values["originals"]))
-    if unknown:
-        return f"['residuals'] names {unknown[0]!r}, of which there is no fingerprint"
-    for name, factors in live.items():
-        if not values["ranks"][name] <= max(factors["A"].shape[0], factors["B"].shape[0]):
-            return f"['ranks'][{name!r}] is {values['ranks'][name]}, more than its factors have"
-    if [entry["knot"] for entry in tied] != list(range(len(values["links"]))):
-        return f" holds {len(values['links'])} link(s), and its ledger has tied {[entry['knot'] for entry in tied]}"
-    steps = [entry["step"] for entry in values["ledger"]]
-    if steps != sorted(steps) or (steps and steps[-1] > values["step"]):
-        return f"['ledger'] has records at the steps {steps}, and the state is at {values['step']}"
-    if values["link_step"] != values["step"] - (tied[-1]["step"] if tied else 0):
-        return f"['link_step'] is {values['link_step']}, not what the last knot leaves of {values['step']} steps"
-    for index, link in enumerate(values["links"]):
-        for name, factors in link.get("sites", {}).items():
-            if factors["A"].shape[0] != factors["B"].shape[1]:
-                return f"['links'][{index}] has factors of unequal rank at {name!r}"
-    return None
-
-
-def _fits(factors: Mapping[str, Any], live: Mapping[str, Tensor]) -> bool:
-    """Whether a link's factors are those of the site, whatever their rank."""
-    A, B, bias = factors["A"], factors["B"], factors["bias"]
-    shapes = A.shape[1:] == live["A"].shape[1:] and (*B.shape[:1], *B.shape[2:]) == (*live["B"].shape[:1], *live["B"].shape[2:])
-    mine = live.get("bias")
-    return shapes and (bias is None or (mine is not None and bias.shape == mine.shape))
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Any, ...]]:

@@ -95,3 +95,19 @@ def run_scenarios(scenarios: Sequence[Callable[[int], dict]]) -> None:
             break  # another rank may wait in a collective that this one never enters
     torch.save(outcomes, out / f"rank{rank}.pt")
     dist.destroy_process_group()
+
+
+def differences(one: dict, other: dict) -> dict[str, float]:
+    """How far every tensor of two runs lies apart, which must have counted alike and have tensors of the same shapes."""
+    assert one["progress"] == other["progress"]
+    mine, theirs = ({name: tensor.shape for name, tensor in run["tensors"].items()} for run in (one, other))
+    assert mine == theirs
+    pairs = {name: (tensor.double(), other["tensors"][name].double()) for name, tensor in one["tensors"].items()}
+    return {name: float((a - b).abs().max()) for name, (a, b) in pairs.items()}
+
+
+def assert_same(one: dict, other: dict) -> None:
+    """The same ledger, and the same bits."""
+    assert one["ledger"] == other["ledger"]
+    differing = [name for name, difference in differences(one, other).items() if difference != 0]
+    assert not differing, differing

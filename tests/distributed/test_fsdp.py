@@ -9,7 +9,7 @@ import torch
 from peft import PeftModel
 
 from fwlora.layers.rounding import restore
-from tests.distributed.launching import Ranks, launch
+from tests.distributed.launching import Ranks, assert_same, differences, launch
 from tests.distributed.ranks import STEPS, llama, tokens
 from tests.distributed.shards import adapted, chain_of, facts, train
 
@@ -28,23 +28,9 @@ def ranks(folder) -> Ranks:
     return launch("fsdp_ranks.py", folder)
 
 
-def _differences(one: dict, other: dict) -> dict[str, float]:
-    assert one["tensors"].keys() == other["tensors"].keys()
-    assert one["progress"] == other["progress"]
-    assert one["ranks"] == other["ranks"]
-    pairs = {name: (tensor.double(), other["tensors"][name].double()) for name, tensor in one["tensors"].items()}
-    return {name: float((a - b).abs().max()) for name, (a, b) in pairs.items()}
-
-
-def _assert_same(one: dict, other: dict) -> None:
-    assert one["ledger"] == other["ledger"]
-    differing = [name for name, difference in _differences(one, other).items() if difference != 0]
-    assert not differing, differing
-
-
 def _assert_close(outcome: dict) -> None:
     assert len(outcome["together"]["ranks"]) >= 1
-    assert 0 < max(_differences(outcome["together"], outcome["alone"]).values()) <= 1e-6
+    assert 0 < max(differences(outcome["together"], outcome["alone"]).values()) <= 1e-6
 
 
 def test_shards_equal_one_process_on_the_joint_batch(ranks):
@@ -53,7 +39,7 @@ def test_shards_equal_one_process_on_the_joint_batch(ranks):
     assert first["together"]["progress"] == (STEPS, 3, 1)
     assert first["local"] == second["local"] == (first["sizes"][0] ** 0.5 / 2, first["sizes"][0] ** 0.5)
     _assert_close(first)
-    _assert_same(first["together"], second["together"])
+    assert_same(first["together"], second["together"])
 
 
 def test_knot_gathers_factors_and_no_weight(ranks):
@@ -107,7 +93,7 @@ def test_mixed_precision_policy_trains_float32_factors(ranks):
     first, second = ranks("mixed_precision")
     assert first["dtype"] == "torch.float32"
     assert first["norm"] > 0.1
-    _assert_same(first["facts"], second["facts"])
+    assert_same(first["facts"], second["facts"])
 
 
 @pytest.mark.parametrize("way", ["dcp", "alone"])
@@ -122,7 +108,7 @@ def test_resumed_shards_are_bitwise_the_uninterrupted_ones(ranks, way):
 
 
 def _differing(one: dict, other: dict) -> list[str]:
-    return [name for name, difference in _differences(one, other).items() if difference != 0]
+    return [name for name, difference in differences(one, other).items() if difference != 0]
 
 
 @pytest.mark.parametrize("way", ["pristine", "dcp"])
@@ -131,7 +117,7 @@ def test_state_of_two_ranks_resumes_on_three(ranks, folder, elsewhere, way):
     saved, end = (ranks("checkpointed")[0][name] for name in ("saved", "end"))
     for outcome in elsewhere("elsewhere"):
         assert not _differing(outcome[way]["loaded"], saved)
-        assert max(_differences(outcome[way]["end"], end).values()) <= 1e-6
+        assert max(differences(outcome[way]["end"], end).values()) <= 1e-6
         # The same rows on every rank: their mean is that of the two ranks' losses.
         losses = torch.tensor([rank["rest"] for rank in ranks("checkpointed")]).mean(0)
         torch.testing.assert_close(torch.tensor(outcome[way]["rest"]), losses, rtol=0, atol=1e-6)
@@ -150,7 +136,7 @@ def test_state_of_two_ranks_resumes_in_one_process(ranks, folder):
     saved, end = (ranks("checkpointed")[0][name] for name in ("saved", "end"))
     assert not _differing(facts(chain), saved)
     train(chain._attachment.model, chain, None, range(4, STEPS))
-    assert max(_differences(facts(chain), end).values()) <= 1e-6
+    assert max(differences(facts(chain), end).values()) <= 1e-6
 
 
 def test_state_of_one_process_resumes_on_shards(ranks):

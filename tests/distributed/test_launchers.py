@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 
 from tests.distributed import launched
-from tests.distributed.launching import environment
+from tests.distributed.launching import assert_same, differences, environment
 from tests.distributed.ranks import STEPS, facts, llama, step, tokens
 
 COMMANDS = {
@@ -86,26 +86,13 @@ def run(request) -> tuple[str, Path, dict, dict]:
     return request.param, launch.out, *(outcome[request.param] for outcome in launch.outcomes)
 
 
-def _differences(one: dict, other: dict) -> dict[str, float]:
-    assert one["progress"] == other["progress"]
-    assert one["tensors"].keys() == other["tensors"].keys()
-    pairs = {name: (tensor.double(), other["tensors"][name].double()) for name, tensor in one["tensors"].items()}
-    return {name: float((a - b).abs().max()) for name, (a, b) in pairs.items()}
-
-
-def _assert_same(one: dict, other: dict) -> None:
-    assert one["ledger"] == other["ledger"]
-    differing = [name for name, difference in _differences(one, other).items() if difference != 0]
-    assert not differing, differing
-
-
 @pytest.mark.parametrize("run", WHOLE_RUNS, indirect=True)
 def test_ranks_agree_on_every_tensor_and_record(run):
     """After 3 knots on different rows, with different global seeds."""
     _name, _out, first, second = run
     assert first["knots"] == second["knots"] == [3, 6, 9]
     assert first["progress"] == (STEPS, 3, 1)
-    _assert_same(first, second)
+    assert_same(first, second)
 
 
 @pytest.mark.parametrize("run", WHOLE_RUNS, indirect=True)
@@ -113,7 +100,7 @@ def test_two_processes_are_one_on_the_joint_batch(run):
     """Weights, live factors and links to 1e-6; they have moved by far more."""
     name, _out, first, _second = run
     single = alone(name, STEPS)
-    assert 0 < max(_differences(first, single).values()) <= 1e-6
+    assert 0 < max(differences(first, single).values()) <= 1e-6
     for site in single["sites"]:
         assert single["tensors"][f"link0.{site}.B"].abs().max() > 1e-3
 
@@ -130,7 +117,7 @@ def test_rank_0_alone_writes_the_whole_chain(run):
     model = launched.model_for(name)
     chain = launched.chain_for(model)
     chain.load(out / f"{name}-state-0")
-    _assert_same(launched.outcome(chain), first)
+    assert_same(launched.outcome(chain), first)
     exported = PeftModel.from_pretrained(llama(), str(adapter))
     ids = tokens(99, 0)
     with torch.no_grad():
@@ -148,7 +135,7 @@ def test_run_resumed_on_fresh_models_is_the_uninterrupted_run(run):
     """From the framework's checkpoint after a knot, bit for bit on both ranks; links are replayed where it has no weights."""
     name, _out, *outcomes = run
     for outcome in outcomes:
-        _assert_same(outcome["resumed"], outcome)
+        assert_same(outcome["resumed"], outcome)
         assert outcome["resumed"]["replay"] == [None if name in MERGED else "exact", None, None]
 
 
@@ -173,6 +160,6 @@ def test_callback_exports_from_all_ranks_at_saves_and_at_the_end(run):
 def test_chain_in_shards_follows_trainer_to_the_best_model(run):
     """Weights, links and ledger of step 4, after ten."""
     name, _out, first, second = run
-    _assert_same(first, second)
+    assert_same(first, second)
     assert first["knots"] == [3]
-    assert 0 < max(_differences(first, alone(name, 4)).values()) <= 1e-6
+    assert 0 < max(differences(first, alone(name, 4)).values()) <= 1e-6

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import warnings
@@ -197,7 +198,8 @@ def test_sentences_go_by_p_values_corrected_within_each_question(finished: Path)
     assert len(results.tests) == (METHODS - 1) + len(LINKS) + 2
     for (method, control), test in results.tests.items():
         alone = compare(results.values(method), results.values(control))
-        assert test.comparison.p >= alone.p
+        # Methods that end alike on all seeds have no p at all.
+        assert test.comparison.p >= alone.p or (math.isnan(test.comparison.p) and alone.difference.deviation == 0)
         assert test.comparison.difference == alone.difference
 
 

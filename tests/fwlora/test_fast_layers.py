@@ -207,15 +207,15 @@ def test_adam_is_fused_unless_the_user_says_how():
 
 
 def test_adam_is_torchs_choice_on_a_device_without_a_fused_kernel(monkeypatch: pytest.MonkeyPatch):
-    from fwlora import inner
+    from fwlora import building
 
     def missing(*_, **__):
         raise RuntimeError("no kernel")
 
     monkeypatch.setattr(torch, "_fused_adamw_", missing)
-    inner._is_fusible.cache_clear()
+    building._is_fusible.cache_clear()
     assert adamw_options()["fused"] is None
-    inner._is_fusible.cache_clear()
+    building._is_fusible.cache_clear()
 
 
 def test_knot_resets_moments_in_place(chained):

@@ -37,6 +37,10 @@ CHAINS: dict[str, tuple[str, dict[str, Any]]] = {
     "shrinking": ("linear", {"knots": Every(3), "merge": FrankWolfe(NuclearBall(2.0), OpenLoop())}),
     "blocks": ("llama", {"knots": Every(3), "blocks": Blocks(2)}),
     "aligned": ("llama", {"knots": Every(4), "reset": GradientAligned()}),
+    "being aligned": ("llama", {"knots": Every(9), "reset": GradientAligned(steps=4)}),
+    "trained module": ("llama", {"knots": Every(3), "train_modules": ["norm"]}),
+    "trained biases": ("linear", {"knots": Every(3), "lora_bias": True, "target_modules": ["layers.0"]}),
+    "sums for moments": ("linear", {"knots": Every(3), "inner": torch.optim.Adafactor}),
     "stepping down": ("linear", {"knots": Every(3), "rank": StepDown([3, 2, 1])}),
     "by data": ("linear", {"knots": GapBelow(min_steps=4)}),
     "embedding": ("embedding", {"knots": Every(3)}),
@@ -159,18 +163,23 @@ def comparable(document: dict[str, Any], *, is_close: bool = False) -> dict[str,
     """What must come back: all but the checksum and what a load itself enters.
 
     That is, wall times, that a link was replayed, the sketches, which are computed from weights as the fingerprints are, and
-    these themselves where a warning has said that the weights differ by rounding. Moments of zeros are as good as none.
+    these themselves where a warning has said that the weights differ by rounding. Moments of zeros are as good as none, steps
+    are numbers in any format, and the sites that are being aligned are those of the turn, which older states do not name.
     """
     entry = {key: value for key, value in document["fwlora"].items() if key != "checksum"}
     entry["ledger"] = Ledger.from_document(entry["ledger"]).replayed(None).document()
     entry["originals"] = {name: marks["exact"] for name, marks in entry["originals"].items()}
     entry["merged"] = None if is_close else {name: marks["exact"] for name, marks in entry["merged"].items()}
-    moments = {number: state for number, state in document["state"].items() if any(map(torch.any, state.values()))}
+    if entry["alignment"]:
+        entry["alignment"] = {**entry["alignment"], "sites": None}
+    moments = {number: dict(state) for number, state in document["state"].items() if any(map(torch.any, state.values()))}
+    for state in moments.values():
+        state.update({key: float(value) for key, value in state.items() if key == "step"})
     return lists({"fwlora": entry, "state": moments})
 
 
-def outcome(name: str, chance: Random, *, reseal: bool) -> str:
-    """Load one mutation on the original base: unchanged, refused or equal; anything else is a failure."""
+def outcome(name: str, chance: Random, *, reseal: bool, is_merged: bool) -> str:
+    """Load one mutation, on the original base or on the merged one: unchanged, refused or equal; all else is a failure."""
     names = [other for other in CHAINS if other != name]
     changed = mutated(document(name), document(chance.choice(names)), chance)
     if reseal:
@@ -178,6 +187,8 @@ def outcome(name: str, chance: Random, *, reseal: bool) -> str:
         with contextlib.suppress(FwloraError, KeyError, TypeError, AttributeError):
             changed = resealed(changed)
     model, optimizer = chain(name)
+    if is_merged:
+        optimizer.load_state_dict(document(name))
     before = mark(model, optimizer)
     try:
         with warnings.catch_warnings(record=True) as caught:
@@ -200,9 +211,9 @@ def tried(mutations: int) -> Counter:
     progress = tqdm(desc="mutations", total=mutations, disable=mutations < 1000)
 
     @settings(max_examples=mutations, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-    @given(st.sampled_from(list(CHAINS)), st.booleans(), st.randoms(use_true_random=True))
-    def mutation(name: str, reseal: bool, chance: Random) -> None:
-        found["anew" if reseal else "kept", outcome(name, chance, reseal=reseal)] += 1
+    @given(st.sampled_from(list(CHAINS)), st.booleans(), st.booleans(), st.randoms(use_true_random=True))
+    def mutation(name: str, reseal: bool, is_merged: bool, chance: Random) -> None:
+        found["anew" if reseal else "kept", outcome(name, chance, reseal=reseal, is_merged=is_merged)] += 1
         progress.update()
 
     mutation()
