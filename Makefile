@@ -7,7 +7,7 @@ export OMP_NUM_THREADS := 1
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-long lint clean
+.PHONY: demo test test-long proofs lint clean
 
 demo: $(STAMP)
 	$(PY) -m experiments demo
@@ -18,6 +18,10 @@ test: lint
 # What takes minutes, such as torch.compile with its own compiler.
 test-long: $(STAMP)
 	$(PY) -m pytest -q -m long
+
+# Needs Coq 8.16 or later (Debian: apt-get install coq); `make test` runs the same where there is one.
+proofs: $(STAMP)
+	$(PY) -m theory.proofs
 
 lint: $(STAMP)
 	$(PY) -m ruff format --check .

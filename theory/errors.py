@@ -19,6 +19,10 @@ class ConvergenceError(TheoryError):
     """An iterative computation did not reach the accuracy that its answer promises."""
 
 
+class ProofError(TheoryError):
+    """A proof was refused, could not be read, or there is no machine to check it."""
+
+
 def positive(argument: str, value: float) -> float:
     """`value` as a float.
 

@@ -31,7 +31,10 @@ class AnytimeBound(Bound):
     Proof: (*) gives ``g_t - eps_t <= (h_t - h_{t+1})/eta_t + beta D^2 eta_t/2``. As eta_t does not increase, Abel summation
     gives ``sum (h_t - h_{t+1})/eta_t <= h_1/eta_1 + sum_{t >= 2} h_t (1/eta_t - 1/eta_{t-1}) <= M_o/eta_T``. With
     ``sum_{t <= T} 1/sqrt t <= 2 sqrt T`` both halves are ``sqrt(M_o beta) D sqrt T``. Up to M_o/(beta D^2), all eta_t are 1 and
-    the sum telescopes.
+    the sum telescopes. For M_o = 0 no step is taken and nothing can be divided by it, but every W_t is a minimiser, where the
+    oracle finds no descent: ``g_t <= eps_t``.
+
+    Machine-checked: ``theory/proofs/anytime.v``.
 
     Reference: derived in this project; the one reading, with ``M_o``, under which the paper's constant 2 is right.
 

@@ -37,7 +37,10 @@ class CircumradiusBound(DecreaseBound):
     Insert this in the sum of (*). With ``p = beta R^2/2`` and, from c, b = p, else (``|W_1 - c| <= R``) b = q, the bound is at
     most ``a/eta + b/(1 - eta) - p``, whose least value is ``(sqrt a + sqrt b)^2 - p``, at ``eta = sqrt a/(sqrt a + sqrt b)``.
 
-    Reference: derived in this project. For beta = 0 the second term vanishes and eta = 1 is allowed.
+    Machine-checked: ``theory/proofs/circumradius.v``.
+
+    Reference: derived in this project. For beta = 0 the second term vanishes and eta = 1 is allowed; for M = 0
+    the prescribed step is 0 and nothing is claimed, as in `FixedStepBound`.
 
     Example:
         >>> c = Constants(1.0, 2.0, 1.0, initial_gap=2.0, oscillation=2.0, start_distance=0.0)

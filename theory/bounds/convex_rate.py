@@ -25,7 +25,10 @@ class ConvexRate(Bound):
 
     Proof: convexity gives ``h_t <= g_t``, so (*) reads ``h_{t+1} <= (1 - eta_t) h_t + eta_t^2 C (1 + delta)/2``. With eta_1 =
     1, ``h_2 <= C (1 + delta)/2 <= 2 C (1 + delta)/3``. If ``h_t <= 2 C (1 + delta)/(t + 1)`` then, with ``s = t + 1``,
-    ``h_{t+1} <= 2 C (1 + delta) [(1 - 2/s)/s + 1/s^2] = 2 C (1 + delta) (s - 1)/s^2 <= 2 C (1 + delta)/(s + 1)``.
+    ``h_{t+1} <= 2 C (1 + delta) [(1 - 2/s)/s + 1/s^2] = 2 C (1 + delta) (s - 1)/s^2 <= 2 C (1 + delta)/(s + 1)``. Any point of
+    K may stand for the minimiser: that it is one, only makes h what it is called.
+
+    Machine-checked: ``theory/proofs/convex_rate.v``.
 
     Reference: Jaggi 2013, Theorem 1, with k = t - 1.
     """
@@ -64,7 +67,10 @@ class ConvexGapRate(Bound):
     Proof: let S = T + 1 and suppose that all ``g_t > 2 b C'/S`` with ``C' = C (1 + delta)`` and b = 27/8. In the last third of
     the iterations, t + 1 from ``ceil(2S/3)`` to S, ``2/S <= eta_t <= 3/S``. Where they begin ``h <= 2 C'/(2S/3) = 3 C'/S``, and
     at each of them, of which there are S/3 at least, (*) takes away more than ``(2/S)(2 b C'/S) - (9/S^2) C'/2``. In all that
-    is more than ``(2 C'/S)(1/3)(2b - 9/4) = 3 C'/S``, so that h would end below zero.
+    is more than ``(2 C'/S)(1/3)(2b - 9/4) = 3 C'/S``, so that h would end below zero. T >= 3 makes ``ceil(2S/3) >= 3``, so that
+    `ConvexRate` bounds the h where they begin; with h measured from W_{T+1}, no minimum need exist.
+
+    Machine-checked: ``theory/proofs/convex_rate.v``.
 
     Reference: Jaggi 2013, Theorem 2.
     """

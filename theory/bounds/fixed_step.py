@@ -33,7 +33,9 @@ class FixedStepBound(DecreaseBound):
     Proof: by upper smoothness and the oracle,
     ``L(W_{t+1}) <= L(W_t) - eta (g_t - eps_t) + beta/2 eta^2 |V_t - W_t|^2`` (*), and ``|V_t - W_t| <= D``. Sum over t and
     divide by eta T. The right-hand side is least at the stated eta, and convex in it, so that eta = 1 is best where the
-    minimiser exceeds 1.
+    minimiser exceeds 1. For M = 0 and C > 0 that minimiser is 0, no step is taken, and nothing is claimed.
+
+    Machine-checked: ``theory/proofs/fixed_step.v``.
 
     Reference: Theorem 4.1 of arXiv 2401.04151, whose printed form is `PrintedBound`; Lacoste-Julien 2016. The constant sqrt 2
     and the branch for small T are derived in this project.
