@@ -2,12 +2,13 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 STAMP := .venv/.installed
+DOCS_STAMP := .venv/.documented
 # One thread a process: the tests and the demo run processes side by side.
 export OMP_NUM_THREADS := 1
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-long proofs lint clean
+.PHONY: demo test test-long proofs docs lint clean
 
 demo: $(STAMP)
 	$(PY) -m experiments demo
@@ -23,6 +24,11 @@ test-long: $(STAMP)
 proofs: $(STAMP)
 	$(PY) -m theory.proofs
 
+# The site, in docs/_build/html; a warning is an error. MathJax comes once from npm, then everything is on the disk.
+docs: $(DOCS_STAMP)
+	$(PY) docs/fetch_mathjax.py
+	$(PY) -m sphinx -W -n --keep-going -q -b html -d docs/_build/doctrees docs docs/_build/html
+
 lint: $(STAMP)
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
@@ -36,5 +42,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PY) -m pip install -q -c constraints.txt -e . --group dev
 	touch $(STAMP)
 
+$(DOCS_STAMP): $(STAMP)
+	$(PY) -m pip install -q -c constraints.txt --group docs
+	touch $(DOCS_STAMP)
+
 clean:
-	rm -rf .venv results dist
+	rm -rf .venv results dist docs/_build docs/auto_gallery

@@ -1,5 +1,7 @@
 """The yardstick: Frank-Wolfe theory that runs. Exact, float64, on the CPU; it knows nothing of `fwlora`.
 
+Its rooms::
+
     sets          where one optimises: lmo, support, contains, diameter, radius, sample
     problems      what one optimises: testbeds with certified constants
     step_sizes    how far one goes towards each vertex

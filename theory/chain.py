@@ -1,5 +1,7 @@
 """The chain, Algorithm 1 of the paper (arXiv 2401.04151): what COLA runs.
 
+Line by line::
+
     paper                                     here
     1  for t = 1, ..., T                      for t in range(1, T + 1)
     2    B, A = argmin L(W_t + B A)           Delta = link.link(L, W, G, rng)

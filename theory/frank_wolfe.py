@@ -1,5 +1,7 @@
 """Frank-Wolfe, Algorithm 2 of the paper (arXiv 2401.04151), to be read beside it.
 
+Line by line::
+
     paper                                                     here
     1  for t = 1, ..., T                                      for t in range(1, T + 1)
     2    V_t: <V_t, grad L_t> <= min_K <V, grad L_t> + eps    answer = ask(G, W)

@@ -133,7 +133,7 @@ class SupportBall(Ball):
     def norm(self, S: Tensor) -> float:
         """The spectral r-support norm, ``max <S, T>`` over T with ``|T|_{F,r} <= 1``.
 
-        With ``head_j^2`` the sum of the j largest squares and ``mean_j = (sum_{i > j} S_i)/(r - j)``,
+        With ``head_j^2`` the sum of the j largest squares and ``mean_j = (sum_{i > j} S_i)/(r - j)``::
 
             |X|^2 = max_j  head_j^2 + (r - j) mean_j^2      over j < r with j = 0 or S_j >= mean_j.
 

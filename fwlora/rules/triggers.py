@@ -68,7 +68,7 @@ class GapBelow(_Trigger):
     loss falls, to first order, as X is stretched, and ``|D|`` the Frank-Wolfe gap of X in the segment from 0 to 2 X. D is 0
     where B is, rises as the link grows, and returns to 0 where the loss is stationary along X. It is negative while the link is
     longer than that, as it is for long under an optimizer of large or noisy steps, and so its magnitude is what counts: with
-    m_i the mean of D over the i-th window, the knot is due where
+    m_i the mean of D over the i-th window, the knot is due where::
 
         |m_i| <= fraction * max_{j <= i} |m_j|
 
@@ -118,7 +118,8 @@ class GapBelow(_Trigger):
 class Plateau(_Trigger):
     """A knot when the training loss has stopped falling within the link.
 
-    With m_i the mean loss over the i-th window and b the least mean but for the last `patience` windows, the knot is due where
+    With m_i the mean loss over the i-th window and b the least mean but for the last `patience` windows, the knot is due
+    where::
 
         m_i >= b - threshold * |b|
 

@@ -157,7 +157,7 @@ class Bound(ABC):
         return Certificate(self.name, first is None, slack, first, float(measured[-1]), float(known[-1]))
 
     def rounding(self, run: Trajectory) -> Array:
-        """What float64 can add: losses are known to u |L|, and W to u D, which moves its gap by u beta D^2; ``(T,)``."""
+        """What float64 can add, ``(T,)``: losses are known to ``u |L|``, and W to u D, which moves its gap by u beta D^2."""
         eta = run.column("eta")
         lost = np.abs(run.column("loss")) / eta[eta > 0].min(initial=1.0)
         return 8 * np.finfo(float).eps * (np.maximum.accumulate(lost) + run.constants.curvature)

@@ -1,6 +1,6 @@
 """Why one may believe the bounds: identities in fractions, and worst cases by semidefinite programming.
 
-Rooms, none of which imports a solver:
+Rooms, none of which imports a solver::
 
     exact        the proof of a theorem, checked at any T with the standard library alone
     worst_case   how much of a bound is ever attained: numbers for small T, from PEPit and Clarabel (dependency group `certify`)
