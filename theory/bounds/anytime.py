@@ -34,7 +34,7 @@ class AnytimeBound(Bound):
     the sum telescopes. For M_o = 0 no step is taken and nothing can be divided by it, but every W_t is a minimiser, where the
     oracle finds no descent: ``g_t <= eps_t``.
 
-    Theorem: :prf:ref:`anytime`. Machine-checked: ``theory/proofs/anytime.v``.
+    Stated and proved as :prf:ref:`Theorem B <anytime>`, machine-checked: ``theory/proofs/anytime.v``.
 
     Reference: derived in this project; the one reading, with ``M_o``, under which the paper's constant 2 is right.
 

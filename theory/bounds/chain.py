@@ -32,7 +32,7 @@ class ChainBound(DecreaseBound):
     What a check can find: by the definition of eps_t the inequality with the run's eps holds for every run; so for solvers that
     are never worse than the truncated step, eps_t = 0 is claimed and checked instead.
 
-    Theorem: :prf:ref:`chain`. Machine-checked: ``theory/proofs/chain.v``.
+    Stated and proved as :prf:ref:`Theorem F <chain>`, machine-checked: ``theory/proofs/chain.v``.
 
     Reference: derived in this project.
     """

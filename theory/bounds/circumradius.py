@@ -37,7 +37,7 @@ class CircumradiusBound(DecreaseBound):
     Insert this in the sum of (*). With ``p = beta R^2/2`` and, from c, b = p, else (``|W_1 - c| <= R``) b = q, the bound is at
     most ``a/eta + b/(1 - eta) - p``, whose least value is ``(sqrt a + sqrt b)^2 - p``, at ``eta = sqrt a/(sqrt a + sqrt b)``.
 
-    Theorem: :prf:ref:`circumradius`. Machine-checked: ``theory/proofs/circumradius.v``.
+    Stated and proved as :prf:ref:`Theorem C <circumradius>`, machine-checked: ``theory/proofs/circumradius.v``.
 
     Reference: derived in this project. For beta = 0 the second term vanishes and eta = 1 is allowed; for M = 0
     the prescribed step is 0 and nothing is claimed, as in `FixedStepBound`.

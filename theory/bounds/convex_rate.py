@@ -28,7 +28,7 @@ class ConvexRate(Bound):
     ``h_{t+1} <= 2 C (1 + delta) [(1 - 2/s)/s + 1/s^2] = 2 C (1 + delta) (s - 1)/s^2 <= 2 C (1 + delta)/(s + 1)``. Any point of
     K may stand for the minimiser: that it is one, only makes h what it is called.
 
-    Theorem: :prf:ref:`convex-rate`. Machine-checked: ``theory/proofs/convex_rate.v``.
+    Stated and proved as :prf:ref:`the convex rate <convex-rate>`, machine-checked: ``theory/proofs/convex_rate.v``.
 
     Reference: Jaggi 2013, Theorem 1, with k = t - 1.
     """
@@ -70,7 +70,7 @@ class ConvexGapRate(Bound):
     is more than ``(2 C'/S)(1/3)(2b - 9/4) = 3 C'/S``, so that h would end below zero. T >= 3 makes ``ceil(2S/3) >= 3``, so that
     `ConvexRate` bounds the h where they begin; with h measured from W_{T+1}, no minimum need exist.
 
-    Theorem: :prf:ref:`convex-gap-rate`. Machine-checked: ``theory/proofs/convex_rate.v``.
+    Stated and proved as :prf:ref:`the rate of the least gap <convex-gap-rate>`, machine-checked: ``theory/proofs/convex_rate.v``.
 
     Reference: Jaggi 2013, Theorem 2.
     """

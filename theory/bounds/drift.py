@@ -37,7 +37,7 @@ class DriftBound(DecreaseBound):
     Proof: (*) holds at each t for L_t; sum, and write S as above. ``min L_1 - min L_T <= Delta-``, so that
     ``L_1(W_1) - L_T(W_{T+1}) <= M + Delta-``; the other sum is at most Delta+.
 
-    Theorem: :prf:ref:`drift`. Machine-checked: ``theory/proofs/drift.v``.
+    Stated and proved as :prf:ref:`Theorem E <drift>`, machine-checked: ``theory/proofs/drift.v``.
 
     Reference: the remark after Theorem 4.1 of arXiv 2401.04151 ("sublinear drift suffices"), made precise; derived in this
     project.

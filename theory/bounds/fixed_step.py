@@ -35,7 +35,7 @@ class FixedStepBound(DecreaseBound):
     divide by eta T. The right-hand side is least at the stated eta, and convex in it, so that eta = 1 is best where the
     minimiser exceeds 1. For M = 0 and C > 0 that minimiser is 0, no step is taken, and nothing is claimed.
 
-    Theorem: :prf:ref:`fixed-step`. Machine-checked: ``theory/proofs/fixed_step.v``.
+    Stated and proved as :prf:ref:`Theorem A <fixed-step>`, machine-checked: ``theory/proofs/fixed_step.v``.
 
     Reference: Theorem 4.1 of arXiv 2401.04151, whose printed form is `PrintedBound`; Lacoste-Julien 2016. The constant sqrt 2
     and the branch for small T are derived in this project.

@@ -30,7 +30,7 @@ class PrintedBound(Bound):
 
     Proof of the refutation: `counterexample`, ``L(x) = -4.5 x + x^2/2`` on [0, 1] from 0: M = 4, beta = D = T = 1, gap 4.5 > 4.
 
-    Theorem: :prf:ref:`printed`. Machine-checked: ``theory/proofs/printed.v``.
+    Refuted by :prf:ref:`the counterexample <printed-fails>`, machine-checked: ``theory/proofs/printed.v``.
 
     Reference: arXiv 2401.04151, Theorem 4.1. The counterexample is derived in this project.
     """

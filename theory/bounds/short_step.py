@@ -27,7 +27,7 @@ class ShortStepBound(DecreaseBound):
     ``max_eta (eta ghat - eta^2 C/2) = phi(ghat)`` where ghat > 0, and does not rise elsewhere. Sum over t. As phi is convex and
     increasing, Jensen gives ``phi(mean max(ghat, 0)) <= h'/T``; and ``ghat_t >= g_t - eps_t``.
 
-    Theorem: :prf:ref:`short-step`. Machine-checked: ``theory/proofs/short_step.v``.
+    Stated and proved as :prf:ref:`Theorem D <short-step>`, machine-checked: ``theory/proofs/short_step.v``.
 
     Reference: Lacoste-Julien 2016 has the least gap, ``max(2 h_1, C)/sqrt(T + 1)``; the average is derived in this project.
     """
