@@ -16,8 +16,8 @@ from theory.trajectory import Constants, Trajectory
 class ChainBound(DecreaseBound):
     """Stationarity of ``W_{t+1} = W_t + Delta_t`` with ``rank Delta_t <= r``: no set, no shrink. What COLA does.
 
-    Setting: L upper smooth and bounded below on the whole space. ``|G|_{F,r}^2`` is the sum of the r largest squared singular
-    values, at least ``|G|_op^2``. The shortfall of a link against one truncated gradient step is
+    Setting: L upper smooth with beta > 0 and bounded below on the whole space. ``|G|_{F,r}^2`` is the sum of the r largest
+    squared singular values, at least ``|G|_op^2``. The shortfall of a link against one truncated gradient step is
     ``eps_t = [|G_t|_{F,r}^2/(2 beta) - (L(W_t) - L(W_{t+1}))]^+``.
 
     Guarantee (tight at every T): ``1/T sum |G_t|_{F,r}^2 <= 2 beta (h'/T + mean eps)``, and eps_t = 0 wherever the link is at

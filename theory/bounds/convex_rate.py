@@ -70,7 +70,8 @@ class ConvexGapRate(Bound):
     is more than ``(2 C'/S)(1/3)(2b - 9/4) = 3 C'/S``, so that h would end below zero. T >= 3 makes ``ceil(2S/3) >= 3``, so that
     `ConvexRate` bounds the h where they begin; with h measured from W_{T+1}, no minimum need exist.
 
-    Stated and proved as :prf:ref:`the rate of the least gap <convex-gap-rate>`, machine-checked: ``theory/proofs/convex_rate.v``.
+    Stated and proved as :prf:ref:`the rate of the least gap <convex-gap-rate>`, machine-checked:
+    ``theory/proofs/convex_rate.v``.
 
     Reference: Jaggi 2013, Theorem 2.
     """

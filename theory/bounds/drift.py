@@ -30,7 +30,7 @@ class DriftBound(DecreaseBound):
 
     S is known from the trace alone. Let Delta be the sum of the two. With eta tuned to ``M + Delta``, or with the short step,
     which need not know it, the rate is Theorem A's with that in place of M: it vanishes where ``Delta = o(T)``. With eta tuned
-    to M alone it is ``sqrt(2 M beta) D/sqrt T (1 + Delta/(2M))``, and vanishes only where ``Delta = o(sqrt T)``.
+    to M alone the guarantee is ``sqrt(2 M beta) D/sqrt T (1 + Delta/(2M))``, and vanishes only where ``Delta = o(sqrt T)``.
 
     Algorithm: `theory.frank_wolfe` on a problem that drifts, with `Fixed` (or any constant step), `ShortStep` or `LineSearch`.
 

@@ -24,7 +24,7 @@ class PrintedBound(Bound):
     Guarantee (refuted for small T, upper beyond): with ``h_1 <= M`` and the best fixed step, the worst case is that of Theorem
     A. For ``T >= 2M/(beta D^2)`` that is ``sqrt 2 sqrt(M beta) D/sqrt T``, below the printed 2. For smaller T it is
     ``M/T + beta D^2/2``, which exceeds the printed value if and only if ``M/(beta D^2 T) > (1 + 1/sqrt 2)^2 = 2.914``: with
-    ``x^2 = M/(beta D^2 T)``, ``x^2 + 1/2 > 2x``.
+    ``x^2 = M/(beta D^2 T)``, at least 1/2 there, ``x^2 + 1/2 > 2x``. For beta = 0 it says that every gap is 0.
 
     Algorithm: `theory.frank_wolfe` with `Fixed`.
 

@@ -29,7 +29,8 @@ class ShortStepBound(DecreaseBound):
 
     Stated and proved as :prf:ref:`Theorem D <short-step>`, machine-checked: ``theory/proofs/short_step.v``.
 
-    Reference: Lacoste-Julien 2016 has the least gap, ``max(2 h_1, C)/sqrt(T + 1)``; the average is derived in this project.
+    Reference: Lacoste-Julien 2016 has the least gap of T iterations, ``max(2 h_1, C)/sqrt(T)`` (his t runs from 0 to T, and his
+    root is of T + 1); the average is derived in this project.
     """
 
     name = "Theorem D (short step)"
