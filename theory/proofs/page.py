@@ -36,6 +36,16 @@ _NOT_ASKED = """No completeness, no definiteness of the inner product, no compac
 satisfies the quadratic upper bound, and a minimum need not exist.
 """
 
+_NOT_EMPTY = """## No theorem is empty
+
+A theorem whose hypotheses contradict each other holds for any right-hand side. So Coq has checked the converse too: if Theorem
+A, B, D, E or F held with another right-hand side in place of `value`, that would have to be as large, at the points that
+`tight.v` names, because a concrete run attains the bound there; and for Theorem C and the convex rates `examples.v` gives runs
+that satisfy all hypotheses. The runs are walks on the real line and on a triangle (`line.v`, `valleys.v`, `triangle.v`).
+`matrices.v` states Theorem F for real matrices, with a singular value decomposition of each gradient as its only hypothesis
+beside those above.
+"""
+
 
 def page() -> str:
     """All of it.
@@ -57,6 +67,7 @@ def page() -> str:
         "What single theorems ask beyond that (`assumptions.v`) has the names of `theory.bounds.assumptions`:\n",
         _coq(_assumptions()),
         *(_section(bound) for bound in all_bounds()),
+        _NOT_EMPTY,
         "## The files\n",
         _table(("file", "lines", "proved", "theorems among them"), (_file(source) for source in sources())),
     ]

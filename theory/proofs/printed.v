@@ -26,6 +26,16 @@ Definition claim_for (step : R -> R -> R -> R) : Prop :=
 (** No rule saves it. *)
 Definition no_step_helps : Prop := forall step, 0 < step 4 1 1 <= 1 -> ~ claim_for step.
 
+(** For runs of [n] iterations alone. *)
+Definition claim_at (n : nat) : Prop :=
+  forall (E : InnerProductSpace) (P : Problem E) (run : Run E) (D M : R), T run = n ->
+  Setting P run -> Diameter P D -> Initial_gap P run M ->
+  Static P -> FrankWolfeStep P run true -> ConstantStep P run false (best_fixed M (beta P * D ^ 2) (INR n)) ->
+  mean (gap run) n <= value M (beta P * D ^ 2) (INR n) + mean (eps run) n.
+
+(** No number of iterations saves it either. *)
+Definition fails_at_every_horizon : Prop := forall n, (1 <= n)%nat -> ~ claim_at n.
+
 (** Where the printed value lies below the worst case of a short run, the threshold being 2.914. *)
 Definition threshold : Prop :=
   forall M C T : R, 0 < M -> 0 < C -> 0 < T -> C * T <= 2 * M ->
@@ -103,6 +113,74 @@ Qed.
 
 Theorem PrintedBound : statement.
 Proof. apply (NoStepHelps best_fixed). apply best_fixed_in_range; lra. Qed.
+
+(** ** At every horizon *)
+
+(** [M = 4 n] on the unit interval, with whole steps: the first gap is [M + 1/2], all others are 0. *)
+Section Horizon.
+  Variables (n : nat) (some : (1 <= n)%nat).
+
+  Local Notation M := (4 * INR n).
+  Local Notation P := (parabola (M + 1 / 2) 1 1).
+  Local Notation run := (walk_run (M + 1 / 2) 1 1 (fun _ => 1) n).
+
+  Lemma horizon_step : best_fixed M (beta P * 1 ^ 2) (INR n) = 1.
+  Proof. pose proof (horizon_positive n some). unfold best_fixed. simpl beta. destruct (Rle_dec _ _); lra. Qed.
+
+  Lemma horizon_total_gap m : sum (gap run) (S m) = M + 1 / 2.
+  Proof.
+    induction m as [| m IH]; [simpl; field |].
+    change (sum (gap run) (S m) + (M + 1 / 2 - 1 * walk 1 (fun _ => 1) (S (S m))) * (1 - walk 1 (fun _ => 1) (S (S m)))
+            = M + 1 / 2).
+    rewrite walk_arrives by reflexivity. rewrite IH. ring.
+  Qed.
+
+  Lemma horizon_mean_gap : mean (gap run) n = 4 + 1 / (2 * INR n).
+  Proof.
+    pose proof (horizon_positive n some). pose proof (horizon_total_gap (pred n)) as total.
+    replace (S (pred n)) with n in total by lia. unfold mean. rewrite total. field. lra.
+  Qed.
+
+  Lemma horizon_printed_bound : value M (beta P * 1 ^ 2) (INR n) = 4.
+  Proof.
+    pose proof (horizon_positive n some). unfold value. simpl beta.
+    replace (4 * INR n * (1 * 1 ^ 2) / INR n) with (2 ^ 2) by (field; lra). rewrite sqrt_pow2; lra.
+  Qed.
+
+  Lemma at_least_one : 1 <= INR n.
+  Proof. change 1 with (INR 1). now apply le_INR. Qed.
+
+  Lemma horizon_setting : Setting P run.
+  Proof.
+    pose proof at_least_one. apply walk_setting; try lra; [assumption |]. intros t _.
+    destruct (walk_in_interval 1 (fun _ => 1) ltac:(lra) ltac:(intros; lra) t). lra.
+  Qed.
+
+  Lemma horizon_initial_gap : Initial_gap P run M.
+  Proof.
+    pose proof at_least_one. apply parabola_initial_gap. intros x range.
+    (* M - (M + 1/2) x + x^2/2 = (1 - x) (M - x/2) *)
+    assert (0 <= (1 - x) * (M - x / 2)) by (apply Rmult_le_pos; lra). lra.
+  Qed.
+End Horizon.
+
+Theorem FailsAtEveryHorizon : fails_at_every_horizon.
+Proof.
+  intros n some printed. pose proof (horizon_positive n some).
+  specialize (printed line (parabola (4 * INR n + 1 / 2) 1 1) (walk_run (4 * INR n + 1 / 2) 1 1 (fun _ => 1) n) 1 (4 * INR n)).
+  rewrite horizon_mean_gap, horizon_printed_bound, horizon_step in printed by assumption.
+  pose proof (horizon_setting n some).
+  (* it would say 4 + 1/(2 n) <= 4 *)
+  assert (0 < 1 / (2 * INR n)) by (apply Rdiv_lt_0_compat; lra).
+  enough (4 + 1 / (2 * INR n) <= 4 + 0) by lra.
+  replace 0 with (mean (fun _ => 0) n) by (unfold mean; rewrite sum_constant; field; lra). apply printed; try assumption.
+  - reflexivity.
+  - apply interval_diameter.
+  - now apply horizon_initial_gap.
+  - apply parabola_is_static.
+  - apply exact_step_or_lower; [assumption |]. apply walk_steps; [lra | intros; lra].
+  - repeat split. lra.
+Qed.
 
 (** ** The threshold *)
 
