@@ -97,10 +97,15 @@ class ChainHolder(DelegatingOptimizer):
     def _draw(self, site: Site, index: int) -> Tensor:
         """The drawn factor of a site's link of this index."""
 
+    @abstractmethod
+    def _draw_all(self, index: int, refusal: type[FwloraError]) -> dict[str, Tensor]:
+        """Those of every site; raises where a link could not grow from one."""
+
     def start_link(self, index: int) -> None:
         """Reset every site to the fresh factors of the link of this index, and look for its directions where the rule does."""
-        for site in self._sites.values():
-            site.reset_(self._draw(site, index).to(site.drawn))
+        fresh = self._draw_all(index, ArgumentError)
+        for name, site in self._sites.items():
+            site.reset_(fresh[name].to(site.drawn))
         self._begin_link(index)
 
     @property

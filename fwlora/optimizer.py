@@ -340,10 +340,13 @@ class ChainLoRAOptimizer(MeasuredChain):
         """Ask the rules all that the coming knot needs, before anything is merged: a knot that cannot end must not begin."""
         self._turns.check_zero(len(self._chain))
         self._turns.check(len(self._chain) + 1)
-        fresh = {name: self._draw(site, len(self._chain) + 1) for name, site in self._sites.items()}
+        return self._draw_all(len(self._chain) + 1, KnotError)
+
+    def _draw_all(self, index: int, refusal: type[FwloraError]) -> dict[str, Tensor]:
+        fresh = {name: self._draw(site, index) for name, site in self._sites.items()}
         for name, ends in zip(fresh, extremes([*fresh.values()]), strict=True):
             if ends == (0, 0) or not all(map(math.isfinite, ends)):
-                raise KnotError(f"`reset={self.reset}` draws zeros, inf or nan at {name!r}; a link could never grow from that.")
+                raise refusal(f"`reset={self.reset}` draws zeros, inf or nan at {name!r}; a link could never grow from that.")
         return fresh
 
     def _draw(self, site: Site, index: int) -> Tensor:

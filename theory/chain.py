@@ -7,7 +7,7 @@ Line by line::
     2    B, A = argmin L(W_t + B A)           Delta = link.link(L, W, G, rng)
     3    W_{t+1} = W_t + B A                  W = W + Delta
 
-No set, no shrink: it is not Algorithm 2, and its guarantee is Theorem F (`theory.bounds.ChainBound`).
+No set, no shrink: it is not Algorithm 2, and its guarantee is :prf:ref:`Theorem F <chain>` (`theory.bounds.ChainBound`).
 """
 
 from __future__ import annotations

@@ -78,11 +78,11 @@ def best_fixed(initial_gap: float, curvature: float, T: int) -> float:
 
 @dataclass(frozen=True)
 class Fixed(StepSize):
-    """One eta for all iterations (Theorem A).
+    """One eta for all iterations (:prf:ref:`Theorem A <fixed-step>`).
 
     Args:
         value: eta; None takes `best_fixed` for M and the run's length.
-        drift: Delta+ + Delta-, added to M where the loss drifts (Theorem E).
+        drift: Delta+ + Delta-, added to M where the loss drifts (:prf:ref:`Theorem E <drift>`).
     """
 
     value: float | None = None
@@ -103,7 +103,7 @@ class Fixed(StepSize):
 
 @dataclass(frozen=True)
 class Centred(StepSize):
-    """The fixed step of the circumradius theorem (Theorem C); below 1 for every T unless the loss is concave.
+    """The fixed step of :prf:ref:`Theorem C <circumradius>`; below 1 for every T unless the loss is concave.
 
     From the circumcentre ``eta = 1/(1 + R sqrt(beta T/(2 M)))``, from elsewhere ``eta = sqrt a/(sqrt a + sqrt q)`` with
     ``a = M/T``, ``q = (beta R^2/2)(1 + 1/T)``.
@@ -121,7 +121,10 @@ class Centred(StepSize):
 
 @dataclass(frozen=True)
 class Anytime(StepSize):
-    """``eta_t = min(1, sqrt(M_o/(C t)))`` (Theorem B): needs no T, but a bound M_o of every later ``L(W_t) - min L``."""
+    """``eta_t = min(1, sqrt(M_o/(C t)))`` (:prf:ref:`Theorem B <anytime>`).
+
+    Needs no T, but a bound M_o of every later ``L(W_t) - min L``.
+    """
 
     def eta(self, step: Step) -> float:
         """Falls as ``1/sqrt t``."""
@@ -131,7 +134,10 @@ class Anytime(StepSize):
 
 @dataclass(frozen=True)
 class ShortStep(StepSize):
-    """``eta_t = clip(ghat_t/(beta |V_t - W_t|^2), 0, 1)`` (Theorem D): minimises the upper bound, knows beta alone."""
+    """``eta_t = clip(ghat_t/(beta |V_t - W_t|^2), 0, 1)`` (:prf:ref:`Theorem D <short-step>`).
+
+    Minimises the upper bound, and knows beta alone.
+    """
 
     def eta(self, step: Step) -> float:
         """The minimiser of ``-eta ghat + eta^2 beta |V - W|^2/2`` over [0, 1]."""
@@ -152,7 +158,7 @@ class OpenLoop(StepSize):
 
 @dataclass(frozen=True)
 class LineSearch(StepSize):
-    """A minimiser of the loss along the segment; never worse than the short step, so that Theorem D holds for it.
+    """A minimiser of the loss along the segment; never worse than the short step, so that :prf:ref:`Theorem D <short-step>` holds.
 
     Exact where the loss is quadratic along lines; elsewhere a local minimiser, found by Brent's method and taken only if it
     beats the short step.

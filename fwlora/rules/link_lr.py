@@ -49,8 +49,8 @@ class Flat(LinkLR):
 class Decay(LinkLR):
     """Warm-up, then a linear decay to zero, afresh in every link, the first included.
 
-    The best recipe that was measured where the user has no scheduler of his own. It must know where the link ends, so it
-    takes the schedules that count steps and refuses those that decide by data.
+    For a loop that has no scheduler of its own. It must know where the link ends, so it takes the schedules that count steps
+    and refuses those that decide by data.
 
     Args:
         warmup: steps of the warm-up, shortened to half the link where the link is that short.

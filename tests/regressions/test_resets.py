@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from fwlora import ChainLoRAOptimizer, Kaiming, Never
-from fwlora.errors import KnotError
-from tests.conftest import train
-from tests.tables import output
+from fwlora.errors import ArgumentError, KnotError
+from tests.conftest import make_chain, train
+from tests.tables import CASES, output
 
 LR = 1e-3
 
@@ -86,6 +86,16 @@ def test_03_rule_that_would_kill_the_link_is_refused_with_nothing_changed(chaine
     with pytest.raises(KnotError, match="could never grow"):
         optimizer.tie_knot()
     assert torch.equal(output(model, batch), before)
+
+
+def test_03_rule_that_would_kill_the_first_link_is_refused_at_once():
+    model = CASES["linear"].model()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ArgumentError, match="could never grow"):
+        make_chain(CASES["linear"], model, reset=Zeros())
+    after = model.state_dict()
+    assert {name: torch.equal(value, before[name]) for name, value in after.items()} == dict.fromkeys(before, True)
+    assert isinstance(make_chain(CASES["linear"], model), ChainLoRAOptimizer)
 
 
 def largest_update(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, steps: int = 300) -> float:
