@@ -158,7 +158,9 @@ class OpenLoop(StepSize):
 
 @dataclass(frozen=True)
 class LineSearch(StepSize):
-    """A minimiser of the loss along the segment; never worse than the short step, so that :prf:ref:`Theorem D <short-step>` holds.
+    """A minimiser of the loss along the segment.
+
+    Never worse than the short step, so that :prf:ref:`Theorem D <short-step>` holds for it.
 
     Exact where the loss is quadratic along lines; elsewhere a local minimiser, found by Brent's method and taken only if it
     beats the short step.
