@@ -76,17 +76,24 @@ def find(known: Mapping[str, ObjectEntry], target: str, module: str | None, kind
         kind: the class in which it was written.
 
     Returns:
-        The nearest of that name: of the class, of the module, as it stands; else the only one in the package, else in the site,
-        whose full name ends so; None where there is none or more than one.
+        The nearest of that name: of the class, of the module, as it stands; else the only class, function or module in the
+        package, or the only class in the site, whose full name ends so; None where there is none or more than one. `step` is
+        thus an argument, and not some class's attribute.
     """
     target = target.removesuffix("()").lstrip("~.")
     near = [f"{module}.{kind}.{target}", f"{module}.{target}", target]
     found = next((name for name in near if name in known), None)
     if found is not None or not target.replace(".", "").isidentifier():
         return found
-    ends = {(entry.docname, entry.node_id): name for name, entry in known.items() if name.endswith(f".{target}")}
+    kinds = {"class", "exception", "function", "module"} if "." not in target else {entry.objtype for entry in known.values()}
+    ends = {
+        (entry.docname, entry.node_id): name
+        for name, entry in known.items()
+        if entry.objtype in kinds and name.endswith(f".{target}")
+    }
     home = [name for name in ends.values() if name.split(".")[0] == str(module).split(".")[0]]
-    choices = home or list(ends.values())
+    is_type = target.rpartition(".")[2][0].isupper()
+    choices = home or (list(ends.values()) if is_type else [])
     return choices[0] if len(choices) == 1 else None
 
 
