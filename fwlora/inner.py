@@ -7,6 +7,7 @@ The inner optimizer's per-parameter state is its own: nothing of ours is ever wr
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -160,6 +161,9 @@ class DelegatingOptimizer(Optimizer):
         theirs = [(group.get("role"), len(group["params"])) for group in groups]
         if shape != theirs:
             return f"`param_groups` have the roles and sizes {theirs}, and this optimizer's have {shape}"
+        missing = self._missing_options(groups)
+        if missing:
+            return f"`param_groups` have no {', '.join(map(repr, missing))}, options of this {type(self.inner).__name__}"
         if not isinstance(state, Mapping):
             return "`state` is no dict"
         numbers = dict(zip((n for group in groups for n in group["params"]), self.parameters(), strict=True))
@@ -190,6 +194,15 @@ class DelegatingOptimizer(Optimizer):
                     shape = f"{value.dtype} of {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
                     return f"`state[{number}][{key!r}]` is {shape}, for a parameter of {tuple(parameter.shape)}"
         return None
+
+    def _missing_options(self, groups: list[Mapping[str, Any]]) -> list[str]:
+        """Options that the inner optimizer would look for in vain: those of another torch version it fills in itself."""
+        if not self._is_torchs_own:
+            return []
+        filled = copy.copy(self.inner)
+        filled.__setstate__({"param_groups": [{**group, "params": []} for group in groups], "state": {}})
+        own = [option for option in self.inner.defaults if all(option in group for group in self.param_groups)]
+        return [option for option in own if any(option not in group for group in filled.param_groups)]
 
     @property
     def _is_torchs_own(self) -> bool:

@@ -201,8 +201,10 @@ def test_damaged_link_is_refused_with_nothing_changed(chained):
         ({"rank": 3}, "same `rank=`"),
         ({"target_modules": ["layers.0"]}, r"layers\.2\.weight, and this model's are layers\.0\.weight;"),
         ({"inner": torch.optim.SGD, "freeze_A": True}, "param_groups"),
+        ({"inner": torch.optim.SGD}, "have no 'momentum', 'dampening', options of this SGD"),
+        ({"inner": torch.optim.RMSprop}, "have no 'alpha', options of this RMSprop"),
     ],
-    ids=["seed", "rank", "sites", "groups"],
+    ids=["seed", "rank", "sites", "groups", "SGD", "RMSprop"],
 )
 def test_state_of_another_chain_is_refused_with_nothing_changed(chained, options, message):
     _, optimizer, _ = chained(steps=4)
