@@ -62,7 +62,7 @@ def browser() -> Iterator[Any]:
     if CHROMIUM is None:
         pytest.skip("no Chromium on this machine: apt-get install chromium")
     with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"], timeout=0)
         yield chromium
         chromium.close()
 
@@ -71,6 +71,7 @@ def complaints(browser: Any, url: str) -> list[str]:
     """What is wrong with a page at phone width: in its console, in what it asks for, in what it shows."""
     found: list[str] = []
     with browser.new_context(viewport={"width": 375, "height": 800}, offline=True) as context:
+        context.set_default_timeout(0)  # a busy machine is no broken page
         page = context.new_page()
         page.on("console", lambda said: found.append(f"console: {said.text}") if said.type in {"error", "warning"} else None)
         page.on("pageerror", lambda error: found.append(f"error: {error}"))
