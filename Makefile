@@ -24,9 +24,11 @@ test-long: $(STAMP)
 proofs: $(STAMP)
 	$(PY) -m theory.proofs
 
-# The site, in docs/_build/html; a warning is an error. MathJax comes once from npm, then everything is on the disk.
+# The site, in docs/_build/html; a warning is an error, so each build reads every page: one that is not read again hides its warnings.
+# MathJax comes once from npm, then everything is on the disk; an example of the gallery runs again when it has changed.
 docs: $(DOCS_STAMP)
 	$(PY) docs/fetch_mathjax.py
+	rm -rf docs/_build/html docs/_build/doctrees
 	$(PY) -m sphinx -W -n --keep-going -q -b html -d docs/_build/doctrees docs docs/_build/html
 
 lint: $(STAMP)

@@ -30,9 +30,10 @@ extensions = [
 exclude_patterns = ["_build", "_extensions", "gallery", "auto_gallery/*.py"]
 nitpicky = True  # a reference that leads nowhere is a warning, and so an error
 # "alias of ...", which autodoc writes itself
-nitpick_ignore = [("py:class", "torch.optim.adamw.AdamW"), ("py:class", "collections.abc.Callable")]
+nitpick_ignore_regex = [("py:class", r"torch\.optim\.adamw\.AdamW|collections\.abc\.Callable|numpy\.(ndarray|dtype|float64)")]
 default_role = "backtick"  # `Name` is a link where the site has a Name, and code where it has none
 suppress_warnings = ["config.cache"]
+highlight_language = "none"  # a formula in a docstring is not Python; doctests are highlighted all the same
 
 # Markdown
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist"]
@@ -45,6 +46,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_class_signature = "mixed"
 autodoc_preserve_defaults = True  # Every(500), not <fwlora.rules.knots.Every object at ...>
+autodoc_type_aliases = {"Array": "theory.points.Array"}  # not ndarray[tuple[Any, ...], dtype[float64]]
 python_maximum_signature_line_length = 88
 python_use_unqualified_type_names = True
 napoleon_numpy_docstring = False

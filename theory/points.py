@@ -17,6 +17,7 @@ from scipy import sparse
 from theory.errors import ArgumentError
 
 Array: TypeAlias = NDArray[np.float64]
+"""Real numbers in an array, as a point, as a gradient, or as one number an iteration."""
 Indices: TypeAlias = NDArray[np.int64]
 
 

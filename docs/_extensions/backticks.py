@@ -8,6 +8,7 @@ somewhere.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +22,7 @@ from sphinx.transforms.post_transforms import ReferencesResolver, SphinxPostTran
 from sphinx.util.nodes import find_pending_xref_condition, make_refnode
 
 ROLE = "backtick"
+LONE = re.compile(r"^(\s*(?::[^:]+:\s+)?)(\w\.)$")
 
 
 class Backtick(XRefRole):
@@ -97,8 +99,15 @@ def find(known: Mapping[str, ObjectEntry], target: str, module: str | None, kind
     return choices[0] if len(choices) == 1 else None
 
 
+def shield(app: Sphinx, what: str, name: str, thing: object, options: object, lines: list[str]) -> None:
+    """Keeps "steps: T." a sentence: reStructuredText takes a lone letter with a dot for the head of an empty list."""
+    lines[:] = [LONE.sub(r"\1\\\2", line) for line in lines]
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Registers the role and the transform."""
+    """Registers the role, the transform and the shield."""
+    app.setup_extension("sphinx.ext.autodoc")
     app.add_role(ROLE, Backtick())
     app.add_post_transform(Names)
+    app.connect("autodoc-process-docstring", shield, priority=600)  # after napoleon
     return {"parallel_read_safe": True, "parallel_write_safe": True}

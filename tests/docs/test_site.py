@@ -38,6 +38,14 @@ async () => {
       found.push("TeX in the text: " + short(words.currentNode));
   for (const picture of document.images)
     if (picture.complete && !picture.naturalWidth) found.push("no picture: " + picture.src);
+  for (const number of document.querySelectorAll("span.eqno")) {
+    const formula = number.parentElement.querySelector("mjx-container") ?? number;
+    const [a, b] = [number, formula].map(node => node.getBoundingClientRect());
+    const apart = a.left > b.right - 1 || a.top >= b.bottom || b.top >= a.bottom;
+    if (!apart) found.push("a number lies on its formula: " + short(number));
+  }
+  for (const item of document.querySelectorAll("article li"))
+    if (!item.textContent.trim() && !item.querySelector("img")) found.push("an empty item: " + short(item.closest("dl, ul")));
   const [wide, width] = [document.documentElement.scrollWidth, document.documentElement.clientWidth];
   if (wide > width) {
     found.push(`scrolls sideways: ${wide} pixels on a screen of ${width}`);
@@ -97,12 +105,15 @@ def test_what_is_broken_is_seen(tmp_path, browser):
     page.write_text(f"""<!doctype html><article>
         <span class="math">\\(x\\)</span> <span class="math">\\(\\bm{{x}}\\)</span> <span class="math">\\(\\left(x\\)</span>
         <span class="math">y</span> \\frac{{z}}{{2}} <div style="width: 600px">wide</div>
+        <ul><li>item<ol type="A"><li></li></ol></ul>
+        <div class="math" style="position: relative"><span class="eqno" style="position: absolute">(1)</span>\\[x\\]</div>
         <img src="missing.png"><script>console.error("said"); undefined.thing</script>
         <script defer src="{mathjax.as_uri()}"></script><script src="https://example.org/x.js"></script></article>""")
     found = "\n".join(complaints(browser, page.as_uri()))
     for words in (
         "console: said", "error: ", "not there: file:", "fetches https://example.org/x.js", "not typeset: y",
         "TeX in the text: \\frac", "no picture: ", "scrolls sideways: 6",
+        "an empty item: item", "a number lies on its formula: (1)",
     ):  # fmt: skip
         assert words in found
     assert found.count("MathJax does not know") >= 2
